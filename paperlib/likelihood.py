@@ -1,0 +1,114 @@
+"""Decoder likelihoods log p(target | z), each with the exact range over a box of decoder outputs and of targets.
+
+A likelihood sees the decoder's raw output [batch, *data_shape] (logits, or means) and the target of the same shape;
+its values are [batch], in nats. A user's own likelihood subclasses `Likelihood` with three methods.
+"""
+
+import math
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from paperlib.interval import Interval
+
+
+class Likelihood(nn.Module, ABC):
+    """p(target | output). `bounds` must contain `log_prob` for all outputs and targets of the two boxes."""
+
+    @abstractmethod
+    def log_prob(self, output: Tensor, target: Tensor) -> Tensor:
+        """log p(target | output) summed over all but the batch dimension: [batch], in nats."""
+
+    @abstractmethod
+    def lower(self, output: Interval, target: Interval) -> Tensor:
+        """A lower bound of `log_prob` over both boxes, [batch]. Apart from `upper`, as training needs only this end."""
+
+    @abstractmethod
+    def upper(self, output: Interval, target: Interval) -> Tensor:
+        """An upper bound of `log_prob` over both boxes, [batch]."""
+
+    @abstractmethod
+    def mean(self, output: Tensor) -> Tensor:
+        """The expected data under the likelihood, [batch, *data_shape]: what a reconstruction shows."""
+
+    def bounds(self, output: Interval, target: Interval) -> Interval:
+        """An interval that contains `log_prob` over both boxes, [batch]."""
+        return Interval(self.lower(output, target), self.upper(output, target))
+
+
+def _total(terms: Tensor) -> Tensor:
+    return terms.flatten(1).sum(1)
+
+
+class Bernoulli(Likelihood):
+    """Independent Bernoulli pixels with the output as logit l: log p(t | l) = t * l - softplus(l), for t in [0, 1].
+
+    For grey values in between it is the usual unnormalised VAE objective. Each term is concave in l and linear in t, so
+    the smallest value over a box sits at a corner, and the largest at the logit nearest to the maximiser l* = logit(t).
+    """
+
+    def log_prob(self, output: Tensor, target: Tensor) -> Tensor:
+        return _total(target * output - F.softplus(output))
+
+    def lower(self, output: Interval, target: Interval) -> Tensor:
+        # t * l is smallest at the lower t where l >= 0 and at the upper t elsewhere; then the chord end in l decides.
+        low, high = output
+        at_low = torch.where(low >= 0, target.lower, target.upper) * low - F.softplus(low)
+        at_high = torch.where(high >= 0, target.lower, target.upper) * high - F.softplus(high)
+        return _total(torch.minimum(at_low, at_high))
+
+    def upper(self, output: Interval, target: Interval) -> Tensor:
+        # For a fixed l the best t is an end of its interval; for that t the best l is its logit, clipped to the box.
+        # Inside the box the derivative in l vanishes there, so no gradient is lost by detaching the logit.
+        best = None
+        for t in target:
+            logit = torch.logit(t.detach()).clamp(output.lower, output.upper)
+            value = t * logit - F.softplus(logit)
+            best = value if best is None else torch.maximum(best, value)
+        assert best is not None
+        return _total(best)
+
+    def mean(self, output: Tensor) -> Tensor:
+        return torch.sigmoid(output)
+
+
+class Gaussian(Likelihood):
+    """Independent Gaussian pixels around the output: log N(target; output, scale^2), in nats of a density.
+
+    Args:
+        scale: standard deviation in data units, one for all pixels.
+        learned: whether training adapts the scale (its logarithm is then a parameter).
+
+    Raises:
+        ValueError: a scale that is not positive and finite.
+    """
+
+    def __init__(self, scale: float = 1.0, learned: bool = False):
+        super().__init__()
+        if not 0 < scale < math.inf:
+            raise ValueError(f"scale must be positive and finite, got {scale}")
+        log_scale = torch.tensor(math.log(scale))
+        if learned:
+            self.log_scale = nn.Parameter(log_scale)
+        else:
+            self.register_buffer("log_scale", log_scale)
+
+    def log_prob(self, output: Tensor, target: Tensor) -> Tensor:
+        return self._log_density((target - output).abs())
+
+    def lower(self, output: Interval, target: Interval) -> Tensor:
+        farthest = torch.maximum(target.upper - output.lower, output.upper - target.lower)
+        return self._log_density(farthest)
+
+    def upper(self, output: Interval, target: Interval) -> Tensor:
+        nearest = torch.maximum(target.lower - output.upper, output.lower - target.upper).clamp(min=0)
+        return self._log_density(nearest)
+
+    def mean(self, output: Tensor) -> Tensor:
+        return output
+
+    def _log_density(self, distance: Tensor) -> Tensor:
+        standardized = distance * torch.exp(-self.log_scale)
+        return _total(-standardized.square() / 2 - self.log_scale - math.log(2 * math.pi) / 2)
