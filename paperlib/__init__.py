@@ -1,3 +1,36 @@
 """Variational auto-encoders with a certified lower bound of the ELBO (proVAE, arXiv 2004.10608)."""
 
+from paperlib.attack import fgsm, pgd
+from paperlib.certify import certify
+from paperlib.checkpoint import load, save
+from paperlib.config import TrainConfig
+from paperlib.data import load_dataset
+from paperlib.elbo import elbo, elbo_bounds
+from paperlib.interval import Interval, LinfBall, interval_rule, propagate
+from paperlib.likelihood import Bernoulli, Gaussian
+from paperlib.train import train
+from paperlib.vae import VAE, conv_vae, mlp_vae
+
 __version__ = "0.1.0"
+
+__all__ = [
+    "VAE",
+    "Bernoulli",
+    "Gaussian",
+    "Interval",
+    "LinfBall",
+    "TrainConfig",
+    "certify",
+    "conv_vae",
+    "elbo",
+    "elbo_bounds",
+    "fgsm",
+    "interval_rule",
+    "load",
+    "load_dataset",
+    "mlp_vae",
+    "pgd",
+    "propagate",
+    "save",
+    "train",
+]

@@ -27,7 +27,7 @@ def elbo(vae: VAE, x: Tensor, noise: Tensor, target: Target | Tensor = "perturbe
     Raises:
         ValueError: shapes or dtypes that do not fit, or x or noise not finite.
     """
-    _check(vae, x, noise)
+    check_inputs(vae, x, noise)
     log_likelihood, kl = elbo_terms(vae, x, noise, x if isinstance(target, str) else target)
     return log_likelihood - kl
 
@@ -112,7 +112,8 @@ def _check_shapes(vae: VAE, x: Tensor, noise: Tensor) -> None:
             )
 
 
-def _check(vae: VAE, x: Tensor, noise: Tensor) -> None:
+def check_inputs(vae: VAE, x: Tensor, noise: Tensor) -> None:
+    """Raises ValueError, saying what is wrong and where, unless x and noise are finite and fit the model and each other."""
     _check_shapes(vae, x, noise)
     for name, tensor in (("x", x), ("noise", noise)):
         if not torch.isfinite(tensor).all():

@@ -20,7 +20,8 @@ class Progress:
         self._log = os.environ.get("PAPERLIB_LOG")
         self._name, self._total, self._done, self._note = name, total, 0, ""
         self._start = self._last = time.monotonic()
-        self._bar = tqdm(total=total, desc=name, disable=self._log is not None, leave=False)
+        # short work shows no bar, so that a notebook's quick checks store none
+        self._bar = tqdm(total=total, desc=name, disable=self._log is not None, leave=False, delay=2)
 
     def step(self, count: int = 1, note: str = "") -> None:
         self._done += count

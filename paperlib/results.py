@@ -1,0 +1,120 @@
+"""Where the results of a run are kept, and the one rule for using them: made again, or loaded if made by exactly this."""
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import pandas as pd
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from paperlib.checkpoint import load, read_tensors, save, write_tensors
+from paperlib.config import ConfigMismatchError, TrainConfig
+from paperlib.data import checksum, resolve
+from paperlib.files import atomic
+from paperlib.rows import read_rows, write_rows
+from paperlib.train import train
+from paperlib.vae import VAE
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def home(profile: str, dataset: str) -> Path:
+    """The folder that holds `figures/` and `notebooks/` of a run; only full MNIST at full size is the repository itself."""
+    return ROOT if (profile, dataset) == ("paper", "mnist") else ROOT / "build" / f"{profile}-{dataset}"
+
+
+@dataclass(frozen=True)
+class Results:
+    """Rows, tensors, models and figures of one profile and data set.
+
+    With `recompute` they are made and written; without, they are read and must have been made by the same configuration.
+    The environment variable PAPERLIB_STAGE names a folder that is written to instead, and is read first: a runner
+    publishes it when the whole notebook has succeeded.
+    """
+
+    profile: str
+    dataset: str
+    recompute: bool
+
+    @classmethod
+    def open(cls, profile: str, dataset: str, recompute: bool) -> "Results":
+        """Raises ValueError for an unknown profile. Loading needs no data: "auto" then means the published results."""
+        if profile not in ("paper", "smoke"):
+            raise ValueError(f'profile must be "paper" or "smoke", got {profile!r}')
+        if dataset == "auto" and profile == "smoke":
+            dataset = "mnist5k"
+        elif dataset == "auto" and not recompute:
+            dataset = "mnist"
+        return cls(profile, resolve(dataset), recompute)
+
+    @property
+    def target(self) -> Path:
+        """The folder that results are written to."""
+        return Path(os.environ.get("PAPERLIB_STAGE") or home(self.profile, self.dataset)) / "figures"
+
+    def rows(
+        self, *names: str, config: Mapping[str, Any], make: Callable[[], tuple[pd.DataFrame, ...]]
+    ) -> list[pd.DataFrame]:
+        """The row files of these names, in order; `make` returns as many frames."""
+        config = dict(config)
+        if self.recompute:
+            start = perf_counter()
+            frames = make()
+            seconds = round(perf_counter() - start, 1)
+            for name, frame in zip(names, frames, strict=True):
+                self._write_rows(name, frame, config, seconds)
+        return [read_rows(self._find(f"{name}.csv"), config) for name in names]
+
+    def tensors(self, name: str, config: Mapping[str, Any], make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+        """The tensors stored under this name: the small arrays behind a figure."""
+        config = dict(config)
+        if self.recompute:
+            write_tensors(self.target / "data" / f"{name}.safetensors", make(), {"config": config})
+        path = self._find(f"{name}.safetensors")
+        tensors, header = read_tensors(path)
+        if header.get("config") != config:
+            raise ConfigMismatchError(path, header.get("config", {}), config)
+        return tensors
+
+    def trained(self, name: str, config: TrainConfig) -> tuple[VAE, pd.DataFrame]:
+        """The trained model and its history, stored as `name.safetensors` and `name.csv`."""
+        if self.recompute:
+            start = perf_counter()
+            result = train(config)
+            save(self.target / "data" / f"{name}.safetensors", result.vae, config)
+            self._write_rows(name, result.history, config.as_dict(), round(perf_counter() - start, 1))
+        return self.model(name, config), read_rows(self._find(f"{name}.csv"), config.as_dict())
+
+    def model(self, name: str, config: TrainConfig) -> VAE:
+        """A model that an earlier notebook trained with this configuration."""
+        return load(self._find(f"{name}.safetensors"), config)
+
+    def earlier(self, name: str, config: Mapping[str, Any]) -> pd.DataFrame:
+        """Rows that an earlier notebook made with this configuration."""
+        return read_rows(self._find(f"{name}.csv"), dict(config))
+
+    def figure(self, figure: Figure, name: str) -> None:
+        """Write the figure as PNG and PDF, the same bytes each time; only a run that makes results writes."""
+        if not (self.recompute or os.environ.get("PAPERLIB_STAGE")):
+            return
+        for suffix, metadata in ((".png", {"Software": None}), (".pdf", {"CreationDate": None})):
+            with atomic(self.target / f"{name}{suffix}") as temporary:
+                figure.savefig(temporary, metadata=metadata)
+
+    def _write_rows(self, name: str, frame: pd.DataFrame, config: dict[str, Any], seconds: float) -> None:
+        header = {"dataset": self.dataset, "checksum": checksum(self.dataset), "seconds": seconds}
+        write_rows(self.target / "data" / f"{name}.csv", frame, config, **header)
+
+    def _find(self, file: str) -> Path:
+        places = [self.target / "data" / file, home(self.profile, self.dataset) / "figures" / "data" / file]
+        for path in places:
+            if path.is_file():
+                return path
+        raise FileNotFoundError(
+            f"there is no {file} for profile {self.profile!r} and data set {self.dataset!r} in {places[-1].parent}; "
+            "make it with `make figures`, or set recompute=True in the notebook that makes it"
+        )

@@ -1,0 +1,102 @@
+"""Result rows on disk: one CSV file whose first line is a JSON header with the configuration and the provenance."""
+
+import json
+import os
+import platform
+import subprocess
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from paperlib.checkpoint import DamagedFileError
+from paperlib.config import ConfigMismatchError
+from paperlib.files import atomic
+
+OF_THE_RUN = ("commit", "seconds")  # header fields that differ between two runs with the same result
+
+
+def provenance() -> dict[str, Any]:
+    """Where and with what a result is made: commit, Python and package versions, CPU or GPU, torch threads."""
+    packages = ("torch", "numpy", "pandas", "scipy")
+    return {
+        "commit": _commit(),
+        "python": platform.python_version(),
+        "packages": {name: version(name) for name in packages},
+        "processor": torch.cuda.get_device_name() if torch.cuda.is_available() else _cpu(),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def write_rows(path: str | Path, rows: pd.DataFrame, config: dict[str, Any], **header: Any) -> None:
+    """Write rows at full precision below a header of config, provenance and the given fields; whole or not at all."""
+    head = json.dumps({"config": config, **header, **provenance()}, sort_keys=True)
+    with atomic(Path(path)) as temporary, temporary.open("w", newline="") as file:
+        file.write(f"# {head}\n")
+        rows.to_csv(file, index=False, lineterminator="\n")
+
+
+def read_header(path: str | Path) -> dict[str, Any]:
+    """The JSON header of a row file. Raises FileNotFoundError, or DamagedFileError if there is none."""
+    with Path(path).open() as file:
+        first = file.readline()
+    try:
+        if not first.startswith("# "):
+            raise ValueError("the first line is no header")
+        header: dict[str, Any] = json.loads(first[2:])
+        header["config"]
+    except (ValueError, KeyError) as error:
+        raise DamagedFileError(f"{path} is no row file of this library: {error}") from error
+    return header
+
+
+def read_rows(path: str | Path, config: dict[str, Any] | None = None) -> pd.DataFrame:
+    """The rows of a file, bit for bit as written.
+
+    Raises:
+        FileNotFoundError, DamagedFileError: no such file, no header, or a table that cannot be parsed.
+        ConfigMismatchError: `config` is given and another one made the file; shows the fields that differ.
+    """
+    found = read_header(path)["config"]
+    if config is not None and found != config:
+        raise ConfigMismatchError(path, found, config)
+    try:
+        return pd.read_csv(path, skiprows=1, float_precision="round_trip")
+    except ValueError as error:  # pandas raises subclasses of it for empty and ragged tables
+        raise DamagedFileError(f"{path} has a header but no readable table: {error}") from error
+
+
+def same_result(old: Path, new: Path) -> bool:
+    """Whether two files are equal but for what differs from run to run: commit and wall time in a row file's header."""
+    first, second = old.read_bytes(), new.read_bytes()
+    if first == second:
+        return True
+    if old.suffix != ".csv" or new.suffix != ".csv":
+        return False
+    try:
+        heads = [{k: v for k, v in read_header(path).items() if k not in OF_THE_RUN} for path in (old, new)]
+    except DamagedFileError:
+        return False
+    return heads[0] == heads[1] and first.partition(b"\n")[2] == second.partition(b"\n")[2]
+
+
+def _commit() -> str:
+    # "unknown" outside a git checkout, for instance in a container that holds the source alone
+    folder = Path(__file__).parent
+    command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def _cpu() -> str:
+    info = Path("/proc/cpuinfo")
+    names = (
+        [line.partition(":")[2].strip() for line in info.open() if line.startswith("model name")]
+        if info.exists()
+        else []
+    )
+    return f"{names[0] if names else platform.processor() or platform.machine()}, {os.cpu_count()} cores"
