@@ -16,6 +16,7 @@ from paperlib.certify import certify
 from paperlib.config import TrainConfig
 from paperlib.data import Dataset
 from paperlib.elbo import elbo
+from paperlib.looseness import looseness
 from paperlib.vae import VAE
 
 EPS = 0.1  # of training, and of every single-eps result
@@ -34,13 +35,14 @@ class Sizes:
     certified: int  # images, the first of the test set
     draws: int  # noise draws of each certified image
     strength: int  # images, the first of the test set
+    looseness: int  # images, the first of the test set
     strength_steps: tuple[int, ...]
     strength_restarts: tuple[int, ...] = (1, 4)
 
 
 SIZES = {
-    "paper": Sizes(4_600, 512, 1_000, 40, 10_000, 8, 200, (1, 2, 5, 10, 20, 40, 80)),
-    "smoke": Sizes(200, 64, 50, 10, 100, 2, 20, (1, 2, 5, 10)),
+    "paper": Sizes(4_600, 512, 1_000, 40, 10_000, 8, 200, 16, (1, 2, 5, 10, 20, 40, 80)),
+    "smoke": Sizes(200, 64, 50, 10, 100, 2, 20, 4, (1, 2, 5, 10)),
 }
 
 
@@ -175,6 +177,23 @@ def certified_rows(models: Mapping[str, VAE], test: Dataset, profile: str) -> tu
             if eps == EPS:
                 images.append(by_image.reset_index().assign(model=name))
     return pd.DataFrame(summary), pd.concat(images, ignore_index=True)
+
+
+def looseness_config(dataset: str, profile: str) -> dict[str, Any]:
+    """What the rows of `looseness_rows` depend on."""
+    return {**_models_config(dataset, profile), "eps": EPS, "images": SIZES[profile].looseness}
+
+
+def looseness_rows(models: Mapping[str, VAE], test: Dataset, profile: str) -> pd.DataFrame:
+    """The stages of `looseness` at EPS for each model, in float64."""
+    x = test.x[: SIZES[profile].looseness].double()
+    frames = [
+        looseness(vae.in_float64(), x, test.ball(EPS), test_noise(len(x), vae.latent_dim, draws=1)[0].double()).assign(
+            model=name
+        )
+        for name, vae in models.items()
+    ]
+    return pd.concat(frames, ignore_index=True)
 
 
 def _models_config(dataset: str, profile: str) -> dict[str, Any]:

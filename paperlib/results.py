@@ -52,6 +52,12 @@ class Results:
         return cls(profile, resolve(dataset), recompute)
 
     @property
+    def label(self) -> str:
+        """The data set as captions name it; a subset says that it is one."""
+        labels = {"mnist": "full MNIST", "mnist5k": "5,000 embedded digits (a subset of MNIST)"}
+        return labels.get(self.dataset, self.dataset) + (", smoke profile" if self.profile == "smoke" else "")
+
+    @property
     def target(self) -> Path:
         """The folder that results are written to."""
         return Path(os.environ.get("PAPERLIB_STAGE") or home(self.profile, self.dataset)) / "figures"

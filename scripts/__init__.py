@@ -1,0 +1,1 @@
+"""Commands of this repository: `python -m scripts.figures`, `python -m scripts.html` (the Makefile calls them)."""

@@ -1,0 +1,200 @@
+"""Every figure is made from the data by its notebook, and nothing is published unless the whole notebook succeeded.
+
+`python -m scripts.figures` runs the notebooks in the order of their needs, each in a process of its own, and publishes
+rows, figures and the executed notebook of each as soon as it is done. What is already made from the same sources, the
+same data and the same earlier results is not made again. An interrupt loses only the notebook at work.
+"""
+
+import fcntl
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import tyro
+
+from paperlib.data import DataError, checksum, resolve
+from paperlib.results import ROOT, home
+from scripts.nbfile import NotebookError
+from scripts.plan import Notebook, discover, fingerprint, outdated, plan
+from scripts.publish import RUNS, Site, publish, read_json, record, uninterrupted, write_json
+
+CELL_SECONDS = 6 * 3600.0  # a guard against a hung cell, far above the slowest one on a slow laptop
+
+
+@dataclass(frozen=True)
+class Options:
+    """Run the notebooks and publish their rows, figures and executed copies."""
+
+    profile: Literal["paper", "smoke"] = "paper"
+    dataset: str = "auto"
+    """mnist, mnist5k, fashion-mnist or auto (smoke: auto is the embedded mnist5k, without looking for more)."""
+    only: str | None = None
+    """The number of one notebook, such as 03: runs it alone, on the published results of those it needs."""
+    force: bool = False
+    """Run also what is up to date."""
+    redraw: bool = False
+    """Draw again from the published rows, in seconds; no row is made."""
+
+
+def make(site: Site, notebook: Notebook, mark: str, *, redraw: bool) -> dict[str, Any]:
+    """Run one notebook into an empty stage, check what it made, publish it; returns its seconds and peak memory."""
+    stage = site.work / "stage"
+    shutil.rmtree(stage, ignore_errors=True)
+    (stage / "figures" / "data").mkdir(parents=True)
+    path = os.pathsep.join(filter(None, (str(site.root), os.environ.get("PYTHONPATH"))))  # this checkout's paperlib
+    job = {
+        "source": str(notebook.path),
+        "target": str(stage / "notebooks" / notebook.path.name),
+        "failed": str(site.root / "build" / "failed"),
+        "log": str(site.work / "log.txt"),
+        "parameters": {"profile": site.profile, "dataset": site.dataset, "recompute": not redraw},
+        "env": {"PAPERLIB_STAGE": str(stage), "PYTHONPATH": path},
+        "timeout": CELL_SECONDS,
+        "keep_injected": not site.committed,  # elsewhere the notebook's own defaults would tell of other results
+    }
+    report = in_child(job, notebook.path.name)
+    check_figures(stage, notebook)
+    if Notebook.read(notebook.path).source != notebook.source:
+        raise NotebookError(f"{notebook.path.name} was edited during the run: nothing published, please run again")
+    stamp = read_json(site.stamp(notebook.number))
+    with uninterrupted():  # an interrupt after the work is done shall not lose it
+        files = publish(stage, site.home)
+        if not redraw:
+            entry = {"notebook": notebook.path.stem, "cores": cores(), **{k: round(v, 2) for k, v in report.items()}}
+            record(site, notebook.number, entry)
+            write_json(site.stamp(notebook.number), {"fingerprint": mark, "files": files})
+        elif stamp:
+            write_json(site.stamp(notebook.number), {**stamp, "files": {**stamp["files"], **files}})
+    for name in sorted(set(stamp.get("files", {})) - set(files)) if not redraw else ():
+        print(f"note: {name} is no longer made by {notebook.number}; remove it if nothing else needs it")
+    shutil.rmtree(stage, ignore_errors=True)
+    return report
+
+
+def check_figures(stage: Path, notebook: Notebook) -> None:
+    """Raise unless the figures made are exactly those promised, each as PNG and as PDF."""
+    made = {path.name for kind in ("png", "pdf") for path in (stage / "figures").glob(f"*.{kind}")}
+    promised = {f"{name}.{kind}" for name in notebook.figures for kind in ("png", "pdf")}
+    if missing := sorted(promised - made):
+        raise NotebookError(f"{notebook.path.name} promises {', '.join(missing)} and did not make it")
+    if extra := sorted(made - promised):
+        raise NotebookError(f"{notebook.path.name} made {', '.join(extra)}, which its metadata does not promise")
+
+
+def in_child(job: dict[str, Any], name: str) -> dict[str, Any]:
+    """Run `scripts.headless` in a process of its own, so that memory is measured and given back for each notebook."""
+    command = [sys.executable, "-m", "scripts.headless", json.dumps(job)]
+    here = Path(__file__).resolve().parent.parent
+    # Its own session: Ctrl-C reaches only this process, which then ends the child once and lets it close its kernel.
+    with subprocess.Popen(command, cwd=here, stdout=subprocess.PIPE, text=True, start_new_session=True) as child:
+        try:
+            output, _ = child.communicate()
+        except BaseException:
+            child.terminate()
+            try:
+                child.wait(15)
+            except subprocess.TimeoutExpired:
+                child.kill()
+            raise
+    lines = output.strip().splitlines()
+    try:
+        report: dict[str, Any] = json.loads(lines[-1])
+    except (IndexError, ValueError):
+        raise NotebookError(f"{name}: its runner ended with status {child.returncode} and no report") from None
+    if "error" in report:
+        raise NotebookError(report["error"])
+    return report
+
+
+def cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextmanager
+def alone(site: Site) -> Iterator[None]:
+    """Two runs for the same results at once would share a stage: the second is refused."""
+    site.work.mkdir(parents=True, exist_ok=True)
+    with (site.work / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise NotebookError(f"another run is at work in {site.show(site.work)}") from error
+        yield
+
+
+def figures(site: Site, options: Options) -> None:
+    """Make what is asked for and not up to date; raises NotebookError at the first notebook that fails."""
+    notebooks = discover(site.root)
+    if options.redraw and not any((site.home / "figures" / "data").glob("*.csv")):
+        raise NotebookError(
+            f"nothing to redraw: no rows in {site.show(site.home / 'figures/data')}; run `make figures`"
+        )
+    where = "figures/, notebooks/ (the committed results)" if site.committed else site.show(site.home)
+    print(f"{site.profile} profile on {site.dataset}, {cores()} CPU cores, results go to {where}", flush=True)
+    table: list[tuple[str, str, str]] = []
+    for number in plan(site, notebooks, options.only):
+        notebook, why = notebooks[number], "drawing again from published rows" if options.redraw else "asked for"
+        if not (options.redraw or options.force):
+            reason = outdated(site, notebooks, number)
+            if reason is None:
+                table.append((notebook.path.stem, "up to date", ""))
+                continue
+            why = reason
+        past = read_json(site.home / RUNS).get(number, {})
+        hint = f" (last time {past['seconds']:.0f} s)" if past and not options.redraw else ""
+        print(f"[{number}] {notebook.path.stem}: {why}{hint}", flush=True)
+        report = make(site, notebook, fingerprint(site, notebooks, number), redraw=options.redraw)
+        print(f"[{number}] done in {report['seconds']:.0f} s", flush=True)
+        table.append((notebook.path.stem, f"{report['seconds']:.1f}", f"{report['peak_gib']:.2f}"))
+    if all(seconds == "up to date" for _, seconds, _ in table):
+        print(f"nothing to do: {', '.join(name for name, _, _ in table)} up to date in {where}")
+        return
+    print(f"\n{'notebook':<24}{'seconds':>12}{'peak GiB':>10}  where")
+    for name, seconds, peak in table:
+        print(f"{name:<24}{seconds:>12}{peak:>10}  {site.show(site.home / 'notebooks' / name)}.ipynb")
+
+
+def dataset_of(options: Options) -> str:
+    """The data set by name; looks for data, or downloads them, only where full MNIST shall be computed on."""
+    if options.dataset == "auto" and options.profile == "smoke":
+        return "mnist5k"
+    if options.dataset == "auto" and options.redraw:
+        return "mnist"  # the committed rows: drawing needs no data
+    return resolve(options.dataset)
+
+
+def main(options: Options) -> int:
+    """Exit status: 0, 1 after a failure told in one message, 130 after an interrupt."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, interrupt)
+    try:
+        dataset = dataset_of(options)
+        site = Site(ROOT, options.profile, dataset, home(options.profile, dataset), checksum(dataset))
+        with alone(site):
+            figures(site, options)
+    except (NotebookError, DataError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(
+            "\ninterrupted: finished notebooks are published, the rest is as before; the same command goes on",
+            file=sys.stderr,
+        )
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(tyro.cli(Options)))

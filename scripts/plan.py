@@ -1,0 +1,115 @@
+"""Which notebooks have to run, in which order, and why: decided from what the results were made of, never from clocks.
+
+A notebook is up to date when its cells, `paperlib`, the pins, the data and the results it reads are those that its
+published files were made from, and those files are intact.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import nbformat
+
+from scripts.nbfile import NotebookError
+from scripts.publish import Site, changed_file, digest, read_json
+
+
+@dataclass(frozen=True)
+class Notebook:
+    """A source notebook; `needs` are the numbers of the notebooks whose results it reads."""
+
+    path: Path
+    needs: tuple[str, ...]
+    figures: tuple[str, ...]
+    source: str  # hash of its cells and promises, without outputs
+
+    @property
+    def number(self) -> str:
+        return self.path.name[:2]
+
+    @classmethod
+    def read(cls, path: Path) -> "Notebook":
+        nb = nbformat.read(path, as_version=4)
+        about = nb.metadata.get("paperlib", {})
+        needs, figures = (tuple(about.get(key, ())) for key in ("needs", "figures"))
+        if odd := [name for name in figures if not name.startswith(path.name[:3])]:
+            raise NotebookError(
+                f"{path.name} promises {', '.join(odd)}: a figure's name begins with its notebook's number"
+            )
+        cells = [[cell.cell_type, cell.source, sorted(cell.metadata.get("tags", []))] for cell in nb.cells]
+        source = json.dumps([cells, needs, figures])
+        return cls(path, needs, figures, hashlib.sha256(source.encode()).hexdigest())
+
+
+def discover(root: Path) -> dict[str, Notebook]:
+    """The numbered notebooks by number, each after all that it needs."""
+    found: dict[str, Notebook] = {}
+    for path in sorted((root / "notebooks").glob("[0-9][0-9]_*.ipynb")):
+        if path.name[:2] in found:
+            raise NotebookError(f"{found[path.name[:2]].path.name} and {path.name} have the same number")
+        found[path.name[:2]] = Notebook.read(path)
+    if not found:
+        raise NotebookError(f"no notebooks/NN_*.ipynb under {root}")
+    for notebook in found.values():
+        if unknown := sorted(set(notebook.needs) - set(found)):
+            raise NotebookError(f"{notebook.path.name} needs {', '.join(unknown)}, and there is no such notebook")
+    sorter = TopologicalSorter({number: found[number].needs for number in sorted(found)})
+    try:
+        return {number: found[number] for number in sorter.static_order()}
+    except CycleError as error:
+        raise NotebookError(f"notebooks need each other in a circle: {' -> '.join(error.args[1])}") from error
+
+
+def fingerprint(site: Site, notebooks: dict[str, Notebook], number: str) -> str:
+    """A hash of all that the results depend on: code, pins, data, parameters, and what its needs published."""
+    files = [*sorted((site.root / "paperlib").glob("*.py")), site.root / "requirements.lock"]
+    parts: list[object] = [site.profile, site.dataset, site.checksum, notebooks[number].source]
+    parts += [[path.name, digest(path)] for path in files if path.is_file()]
+    for need in sorted(notebooks[number].needs):
+        data = {
+            n: sha for n, sha in read_json(site.stamp(need)).get("files", {}).items() if n.startswith("figures/data/")
+        }
+        parts.append([need, fingerprint(site, notebooks, need), data])
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def outdated(site: Site, notebooks: dict[str, Notebook], number: str) -> str | None:
+    """Why the notebook has to run, or None when its published results are up to date and intact."""
+    stamp = read_json(site.stamp(number))
+    if not stamp:
+        return "not made here yet"
+    if stamp.get("fingerprint") != fingerprint(site, notebooks, number):
+        return "code, data or earlier results have changed"
+    if name := changed_file(site, stamp):
+        return f"{name} is not as it was published"
+    return None
+
+
+def published(site: Site, notebook: Notebook) -> bool:
+    """Whether the home holds its figures (a fresh clone has no stamps); without figures the stamp decides."""
+    there = all((site.home / "figures" / f"{name}.png").is_file() for name in notebook.figures)
+    return there and bool(notebook.figures or read_json(site.stamp(notebook.number)))
+
+
+def plan(site: Site, notebooks: dict[str, Notebook], only: str | None) -> list[str]:
+    """The numbers to look at, in order; for one notebook: what it needs first, as far as that was never published."""
+    if only is None:
+        return list(notebooks)
+    number = only[:2].zfill(2)
+    if number not in notebooks:
+        raise NotebookError(f"no notebook {only}; there are {', '.join(sorted(notebooks))}")
+    missing: set[str] = set()
+
+    def collect(one: str) -> None:
+        for need in notebooks[one].needs:
+            if need not in missing and not published(site, notebooks[need]):
+                missing.add(need)
+                collect(need)
+
+    collect(number)
+    if missing:
+        names = ", ".join(sorted(missing))
+        print(f"{number} needs {names}, not yet made for {site.profile} on {site.dataset}: first {names}")
+    return [one for one in notebooks if one in missing or one == number]

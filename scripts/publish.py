@@ -1,0 +1,123 @@
+"""Results appear in a home whole or not at all, and a result that is equal to the published one leaves it untouched.
+
+A `Site` says where everything of one profile and data set lies; a stamp remembers what a notebook was made from and the
+SHA-256 of every file that it published.
+"""
+
+import hashlib
+import json
+import shutil
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from paperlib.rows import same_result
+
+RUNS = Path("figures/data/runs.json")  # measured seconds and memory: changes only when a notebook really ran
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where results of one profile and data set are made (`work`) and published (`home`; the root if committed)."""
+
+    root: Path
+    profile: str
+    dataset: str
+    home: Path
+    checksum: str = ""  # of the data set
+
+    @property
+    def work(self) -> Path:
+        return self.root / "build" / f"{self.profile}-{self.dataset}"
+
+    @property
+    def committed(self) -> bool:
+        return self.home == self.root
+
+    def stamp(self, number: str) -> Path:
+        return self.work / "stamps" / f"{number}.json"
+
+    def show(self, path: Path) -> str:
+        return str(path.relative_to(self.root)) if path.is_relative_to(self.root) else str(path)
+
+
+def digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in the file; empty when it is absent or was cut short, so that a damaged note is never trusted."""
+    try:
+        value = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def write_json(path: Path, value: object) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.part")
+    part.write_text(json.dumps(value, indent=1, sort_keys=True) + "\n")
+    part.replace(path)
+
+
+def publish(stage: Path, home: Path) -> dict[str, str]:
+    """Move every file of the stage to its place in the home; returns the SHA-256 of each published file.
+
+    All copies are complete beside their targets before the first target is replaced: a full disk or an interrupt while
+    copying leaves the old files, every one of them.
+    """
+    names = sorted(path.relative_to(stage) for path in stage.rglob("*") if path.is_file() and path.name[0] != ".")
+    parts: list[tuple[Path, Path]] = []
+    try:
+        for name in names:
+            old, new = home / name, stage / name
+            if old.exists() and same_result(old, new):
+                continue
+            old.parent.mkdir(parents=True, exist_ok=True)
+            part = old.with_name(f".{old.name}.part")
+            parts.append((part, old))
+            shutil.copyfile(new, part)
+        for part, old in parts:
+            part.replace(old)
+    finally:
+        for part, _ in parts:
+            part.unlink(missing_ok=True)
+    return {name.as_posix(): digest(home / name) for name in names}
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Ctrl-C and SIGTERM take effect only after the block."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # signals reach the main thread only
+        return
+    late: list[int] = []
+    old = {number: signal.signal(number, lambda n, _: late.append(n)) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
+    if late:
+        raise KeyboardInterrupt
+
+
+def changed_file(site: Site, stamp: dict[str, Any]) -> str | None:
+    """The first published file that is missing or no longer what the stamp says."""
+    for name, expected in stamp.get("files", {}).items():
+        path = site.home / name
+        if not path.is_file() or digest(path) != expected:
+            return str(name)
+    return None
+
+
+def record(site: Site, number: str, entry: dict[str, Any]) -> None:
+    """Write what a run of one notebook cost, beside what the others cost."""
+    runs = {**read_json(site.home / RUNS), number: entry}
+    for path in (site.home / RUNS, site.work / "runs.json"):
+        write_json(path, runs)
