@@ -16,7 +16,7 @@ ALLOWANCE = 1e-10  # of a value's size, for float64 rounding over a few thousand
 
 
 class SandwichViolationError(AssertionError):
-    """certified <= attacked <= clean failed by more than float64 rounding, or a value is not finite: a bound is wrong."""
+    """certified <= attacked <= clean fails by more than float64 rounding, or a value is not finite."""
 
 
 def certify(

@@ -18,10 +18,9 @@ class DamagedFileError(ValueError):
     """A file is truncated, altered or of another kind than its name says."""
 
 
-def save(path: str | Path, vae: VAE, config: TrainConfig, data_shape: tuple[int, ...] = (784,)) -> None:
-    """Write weights, configuration and data shape to one safetensors file; whole or not at all."""
-    tensors = {name: t.detach().cpu() for name, t in vae.state_dict().items()}
-    write_tensors(path, tensors, {"config": config.as_dict(), "data_shape": list(data_shape)})
+def save(path: str | Path, vae: VAE, config: TrainConfig) -> None:
+    """Write weights and configuration to one safetensors file; whole or not at all."""
+    write_tensors(path, vae.state_dict(), {"config": config.as_dict()})
 
 
 def load(path: str | Path, config: TrainConfig | None = None, vae: VAE | None = None) -> VAE:
@@ -39,14 +38,13 @@ def load(path: str | Path, config: TrainConfig | None = None, vae: VAE | None = 
     tensors, header = read_tensors(path)
     try:
         stored = TrainConfig.from_dict(header["config"])
-        shape = tuple(header["data_shape"])
     except (KeyError, TypeError, ValueError) as error:
         raise DamagedFileError(
             f"{path} holds no configuration of a training run ({error}); was it made by save()?"
         ) from error
     if config is not None and config != stored:
         raise ConfigMismatchError(path, stored.as_dict(), config.as_dict())
-    vae = vae if vae is not None else stored.build(shape)
+    vae = vae if vae is not None else stored.build()
     try:
         vae.load_state_dict(tensors)
     except RuntimeError as error:
@@ -56,11 +54,11 @@ def load(path: str | Path, config: TrainConfig | None = None, vae: VAE | None = 
 
 def write_tensors(path: str | Path, tensors: dict[str, Tensor], header: dict[str, Any]) -> None:
     """Named tensors and a JSON header in one safetensors file; the same content gives the same bytes."""
-    # The format keeps metadata in a hash map of unstable order: a single entry has only one.
+    # Copies, as the format refuses tensors that share memory. It keeps metadata in a hash map of unstable order: a
+    # single entry has only one.
+    copies = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     with atomic(Path(path)) as temporary:
-        save_file(
-            {k: v.contiguous() for k, v in tensors.items()}, temporary, {"header": json.dumps(header, sort_keys=True)}
-        )
+        save_file(copies, temporary, {"header": json.dumps(header, sort_keys=True)})
 
 
 def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -33,6 +33,7 @@ class TrainConfig:
     """
 
     dataset: str = "mnist"
+    data_shape: tuple[int, ...] = (784,)
     hidden: tuple[int, ...] = (512,)
     latent_dim: int = 20
     likelihood: Literal["bernoulli", "gaussian"] = "bernoulli"
@@ -40,7 +41,7 @@ class TrainConfig:
     target: Literal["perturbed", "clean"] = "perturbed"
     eps: float = 0.1  # in data units (pixels in [0, 1])
     kappa: float = 0.5
-    steps: int = 4_600
+    steps: int = 6_900
     batch_size: int = 256
     lr: float = 2e-3
     lr_final: float = 0.02
@@ -51,6 +52,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         rules = {
+            "data_shape": bool(self.data_shape) and all(side > 0 for side in self.data_shape),
             "hidden": all(width > 0 for width in self.hidden),
             "latent_dim": self.latent_dim > 0,
             "likelihood": self.likelihood in ("bernoulli", "gaussian"),
@@ -79,20 +81,20 @@ class TrainConfig:
                 f"a TrainConfig has fields {sorted(names)}; "
                 f"missing {sorted(names - fields.keys())}, unknown {sorted(fields.keys() - names)}"
             )
-        return cls(**{**fields, "hidden": tuple(fields["hidden"])})
+        return cls(**{**fields, "data_shape": tuple(fields["data_shape"]), "hidden": tuple(fields["hidden"])})
 
     def as_dict(self) -> dict[str, Any]:
         """JSON types only, so that it equals itself after a round trip through a file."""
-        return {**dataclasses.asdict(self), "hidden": list(self.hidden)}
+        return {**dataclasses.asdict(self), "data_shape": list(self.data_shape), "hidden": list(self.hidden)}
 
     @property
     def digest(self) -> str:
         """Twelve hexadecimal digits of the SHA-256 of all fields: the name of the run."""
         return hashlib.sha256(json.dumps(self.as_dict(), sort_keys=True).encode()).hexdigest()[:12]
 
-    def build(self, data_shape: tuple[int, ...]) -> VAE:
-        """The untrained model for examples of this shape; its weights are decided by `seed` alone."""
+    def build(self) -> VAE:
+        """The untrained model; its weights are decided by `seed` alone."""
         likelihood: Likelihood = Bernoulli() if self.likelihood == "bernoulli" else Gaussian(self.scale)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
-            return mlp_vae(data_shape, self.hidden, self.latent_dim, likelihood)
+            return mlp_vae(self.data_shape, self.hidden, self.latent_dim, likelihood)

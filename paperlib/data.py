@@ -135,7 +135,8 @@ def _ensure_files(name: str) -> Path:
         found = _sha256(path, path.stat().st_mtime_ns, path.stat().st_size)
         if found != expected:
             raise DataError(
-                f"{path} is damaged: expected SHA-256 {expected}, found {found}. Move it away to have it downloaded again."
+                f"{path} is damaged: expected SHA-256 {expected}, found {found}. "
+                "Move it away to have it downloaded again."
             )
     return root
 

@@ -1,8 +1,8 @@
 """The ELBO for a fixed noise draw, and certified bounds of it over an l-infinity ball.
 
 Shapes: x is [batch, *data_shape], noise is [batch, latent_dim], results are [batch], in nats.
-`target` says what the decoder must explain at a perturbed input x': "perturbed" is x' itself (the paper), "clean" is the
-unperturbed x (denoising), and for `elbo` any tensor of the shape of x.
+`target` says what the decoder must explain at a perturbed input x': "perturbed" is x' itself (the paper), "clean" is
+the unperturbed x (denoising), and for `elbo` any tensor of the shape of x.
 """
 
 from dataclasses import dataclass
@@ -19,10 +19,10 @@ Target = Literal["perturbed", "clean"]
 
 
 def elbo(vae: VAE, x: Tensor, noise: Tensor, target: Target | Tensor = "perturbed") -> Tensor:
-    """ELBO(x; noise) = log p(target | z) - KL( q(z|x) || N(0, I) ) at z = mean + exp(log_var / 2) * noise: [batch], nats.
+    """ELBO(x; noise) = log p(target | z) - KL( q(z|x) || N(0, I) ) at the latent z of this noise: [batch], nats.
 
-    At the unperturbed x itself "perturbed" and "clean" are the same; a perturbed point x' that is to explain the clean x
-    passes that x as `target`.
+    At the unperturbed x itself "perturbed" and "clean" are the same; a perturbed point x' that is to explain the clean
+    x passes that x as `target`.
 
     Raises:
         ValueError: shapes or dtypes that do not fit, or x or noise not finite.
@@ -76,7 +76,7 @@ def elbo_bounds(
         target: "perturbed": the likelihood of x' itself, whose box is the input's; "clean": the likelihood of x.
 
     Raises:
-        ValueError: x outside the data range or not finite, shapes or dtypes that do not fit, an unknown method or target.
+        ValueError: x outside the data range or not finite, misfitting shapes or dtypes, an unknown method or target.
         UnsupportedLayerError: a layer without interval rule.
     """
     known = _checked_boxes(vae, x, ball, noise, method, target)
@@ -86,7 +86,7 @@ def elbo_bounds(
 
 
 def certificate(vae: VAE, x: Tensor, ball: LinfBall, noise: Tensor, target: Target = "perturbed") -> Tensor:
-    """The lower end of `elbo_bounds` alone, [batch], in nats: what proVAE trains on, at half the cost in the likelihood."""
+    """The lower end of `elbo_bounds` alone, [batch], in nats: what proVAE trains on."""
     known = _checked_boxes(vae, x, ball, noise, "ibp", target)
     return vae.likelihood.lower(known.output, known.target) - gaussian.kl_upper(known.mean, known.log_var)
 
@@ -113,7 +113,7 @@ def _check_shapes(vae: VAE, x: Tensor, noise: Tensor) -> None:
 
 
 def check_inputs(vae: VAE, x: Tensor, noise: Tensor) -> None:
-    """Raises ValueError, saying what is wrong and where, unless x and noise are finite and fit the model and each other."""
+    """Raises ValueError, saying what is wrong, unless x and noise are finite and fit the model and each other."""
     _check_shapes(vae, x, noise)
     for name, tensor in (("x", x), ("noise", noise)):
         if not torch.isfinite(tensor).all():

@@ -24,7 +24,7 @@ def reparametrize_bounds(mean: Interval, log_var: Interval, noise: Tensor) -> In
 
 
 def kl(mean: Tensor, log_var: Tensor) -> Tensor:
-    """KL( N(mean, diag exp(log_var)) || N(0, I) ) = 1/2 sum( mean^2 + exp(log_var) - 1 - log_var ), [batch], in nats."""
+    """KL( N(mean, diag exp(log_var)) || N(0, I) ) = 1/2 sum( mean^2 + exp(log_var) - 1 - log_var ), [batch], nats."""
     return (_mean_term(mean) + _log_var_term(log_var)).sum(-1) / 2
 
 

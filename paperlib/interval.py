@@ -79,7 +79,7 @@ class LinfBall:
             raise ValueError(f"the data range needs low < high, got low={self.low}, high={self.high}")
 
     def box(self, x: Tensor) -> Interval:
-        """The ball around x as a box of the same shape. Raises ValueError if x is not finite or not in the data range."""
+        """The ball around x as a box of the same shape. Raises ValueError unless x is finite and in range."""
         self.check(x)
         return Interval((x - self.eps).clamp(min=self.low), (x + self.eps).clamp(max=self.high))
 
@@ -139,7 +139,7 @@ def _propagate(module: nn.Module, box: Interval, path: str) -> Interval:
 
 
 def _rule_type(layer: type) -> type | None:
-    # A subclass that overrides forward computes something else than its parent's rule bounds: it needs a rule of its own.
+    # A subclass that overrides forward computes something else than its parent: it needs a rule of its own.
     for base in layer.__mro__:
         if base in interval_rule.registry and base is not object:
             return base if layer.forward is base.forward else None  # type: ignore[attr-defined]
@@ -175,11 +175,11 @@ def _(layer: nn.ConvTranspose2d, box: Interval) -> Interval:
         return F.conv_transpose2d(
             radius,
             layer.weight.abs(),
-            stride=layer.stride,  # type: ignore[arg-type]
+            stride=layer.stride,
             padding=layer.padding,  # type: ignore[arg-type]
-            output_padding=layer.output_padding,  # type: ignore[arg-type]
+            output_padding=layer.output_padding,
             groups=layer.groups,
-            dilation=layer.dilation,  # type: ignore[arg-type]
+            dilation=layer.dilation,
         )
 
     return affine(box, layer, absolute)

@@ -3,15 +3,18 @@
 Every figure has its data set and sample size in the caption line below it, and one colour and marker for each model.
 """
 
+import textwrap
 from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
+import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
+from torch.nn import functional as F
 
 COLUMN, PAGE = 3.3, 6.8  # inches: one column and both columns of a paper
 
@@ -81,16 +84,18 @@ def learning_curves(histories: Mapping[str, pd.DataFrame], caption: str) -> Figu
 
 
 def digit_grid(rows: Sequence[tuple[str, Tensor]], caption: str) -> Figure:
-    """One row of digits for each pair of a label and images [count, 784] with pixels in [0, 1]; one grey scale for all."""
-    count = len(rows[0][1])
-    figure, axes = panels(len(rows), count, height=0.52 * len(rows) + 0.2)
-    for line, (name, digits) in zip(axes.reshape(len(rows), count), rows, strict=True):
-        for axis, digit in zip(line, digits, strict=True):
-            axis.imshow(digit.view(28, 28), cmap="gray_r", vmin=0, vmax=1, interpolation="nearest")
-            axis.set(xticks=[], yticks=[])
-            sns.despine(ax=axis, left=True, bottom=True)
-        line[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=7)
-    figure.get_layout_engine().set(w_pad=0.01, h_pad=0.01, wspace=0, hspace=0)  # type: ignore[union-attr, call-arg]
+    """One row of digits for each pair of a label and images [count, 784], pixels in [0, 1]; one grey scale."""
+    # one picture of all digits, with a white frame of a pixel around each: far faster than an axis for each digit
+    tiles = torch.stack([F.pad(digits.reshape(-1, 28, 28), (1, 1, 1, 1)) for _, digits in rows])
+    lines, count = tiles.shape[:2]
+    sheet = tiles.permute(0, 2, 1, 3).reshape(lines * 30, count * 30)
+    width = min(PAGE, 1.2 + 0.46 * count)
+    figure, axes = panels(1, 1, height=(width - 1.2) * lines / count + 0.25, width=width)
+    axes[0].imshow(sheet, cmap="gray_r", vmin=0, vmax=1, interpolation="nearest")
+    axes[0].set_xticks([])
+    axes[0].set_yticks([30 * line + 15 for line in range(lines)], [name for name, _ in rows])
+    axes[0].tick_params(length=0)
+    sns.despine(ax=axes[0], left=True, bottom=True)
     return finish(figure, caption)
 
 
@@ -167,7 +172,9 @@ def sandwich(certified: pd.DataFrame, attacked: pd.DataFrame, caption: str) -> F
             axis.errorbar(eps, mean, error, color=COLORS[label], marker=marker, label=label)
         axis.fill_between(known["eps"], known["certified"], found.mean(), color=COLORS["certified"], alpha=0.12, lw=0)
         axis.set_yscale("symlog", linthresh=400, linscale=3)
-        axis.set_yticks([0, -100, -200, -300, -400, -1e4, -1e6])
+        ticks = {0: "0", -100: "−100", -200: "−200", -300: "−300", -400: "−400", -1e4: "$-10^4$", -1e6: "$-10^6$"}
+        axis.set_yticks(list(ticks), list(ticks.values()))
+        axis.set_ylim(-1e7, 0)
         axis.minorticks_off()
         axis.set_title(LABELS.get(name, name))
         axis.set_xlabel("radius $\\epsilon$ (pixels)")
@@ -216,7 +223,8 @@ def _look(name: str) -> dict[str, object]:
 
 def finish(figure: Figure, caption: str) -> Figure:
     """The figure with its caption line below everything else."""
-    figure.supxlabel(caption, fontsize=6, color="0.35")
+    characters = int(24 * figure.get_figwidth())  # that fit on a line at this font size
+    figure.supxlabel("\n".join(textwrap.wrap(caption, characters)), fontsize=6, color="0.35")
     return figure
 
 

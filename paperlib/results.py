@@ -1,4 +1,4 @@
-"""Where the results of a run are kept, and the one rule for using them: made again, or loaded if made by exactly this."""
+"""Where the results of a run are kept, and the one rule for them: made again, or loaded if made by exactly this."""
 
 import os
 from collections.abc import Callable, Mapping
@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def home(profile: str, dataset: str) -> Path:
-    """The folder that holds `figures/` and `notebooks/` of a run; only full MNIST at full size is the repository itself."""
+    """The folder that holds `figures/` and `notebooks/` of a run; the repository itself for full MNIST at full size."""
     return ROOT if (profile, dataset) == ("paper", "mnist") else ROOT / "build" / f"{profile}-{dataset}"
 
 
@@ -31,8 +31,8 @@ def home(profile: str, dataset: str) -> Path:
 class Results:
     """Rows, tensors, models and figures of one profile and data set.
 
-    With `recompute` they are made and written; without, they are read and must have been made by the same configuration.
-    The environment variable PAPERLIB_STAGE names a folder that is written to instead, and is read first: a runner
+    With `recompute` they are made and written; without, they are read and must be of the same configuration. The
+    environment variable PAPERLIB_STAGE names a folder that is written to instead, and is read first: a runner
     publishes it when the whole notebook has succeeded.
     """
 

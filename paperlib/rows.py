@@ -20,7 +20,7 @@ OF_THE_RUN = ("commit", "seconds")  # header fields that differ between two runs
 
 def provenance() -> dict[str, Any]:
     """Where and with what a result is made: commit, Python and package versions, CPU or GPU, torch threads."""
-    packages = ("torch", "numpy", "pandas", "scipy")
+    packages = ("torch", "numpy", "pandas")
     return {
         "commit": _commit(),
         "python": platform.python_version(),

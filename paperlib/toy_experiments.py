@@ -28,6 +28,7 @@ def toy_models(toy: str, profile: str) -> dict[str, TrainConfig]:
     """VAE and proVAE for one toy set, by the name that rows and legends use."""
     base = TrainConfig(
         dataset=toy,
+        data_shape=(2,),
         hidden=(64, 64),
         latent_dim=2,
         likelihood="gaussian",
@@ -48,7 +49,7 @@ def toy_config(profile: str) -> dict[str, Any]:
 
 
 def landscape(vae: VAE, data: Dataset) -> dict[str, Tensor]:
-    """ELBO and certificate over the square [-4, 4]^2, each [GRID, GRID] (rows: second coordinate), means of DRAWS draws."""
+    """ELBO and certificate over the square [-4, 4]^2, [GRID, GRID] (rows: second coordinate), means of DRAWS draws."""
     axis = torch.linspace(data.low, data.high, GRID)
     points = torch.cartesian_prod(axis, axis).flip(1)
     noise = torch.randn(DRAWS, 1, vae.latent_dim, generator=torch.Generator().manual_seed(1))
@@ -67,7 +68,7 @@ def ball_truth(vae: VAE, x: Tensor, data: Dataset) -> dict[str, Tensor]:
         x: [1, 2], the centre.
 
     Returns:
-        points [BALL_GRID ** 2, 2], values [BALL_GRID ** 2], worst [2], pgd [2], and the scalars exact, attacked, certified.
+        points [BALL_GRID ** 2, 2], values [BALL_GRID ** 2], worst [2], pgd [2], and exact, attacked, certified.
     """
     vae, x, ball = vae.in_float64(), x.double(), data.ball(EPS)
     noise = torch.randn(1, vae.latent_dim, generator=torch.Generator().manual_seed(1)).double()
@@ -89,7 +90,7 @@ def ball_truth(vae: VAE, x: Tensor, data: Dataset) -> dict[str, Tensor]:
 
 
 def box_growth(vae: VAE, x: Tensor, data: Dataset) -> pd.DataFrame:
-    """Mean width of the certificate's boxes after each layer beside the width that the dense grid reaches, per stage."""
+    """Mean width of the certificate's boxes after each layer beside the width that the dense grid reaches."""
     vae, x = vae.in_float64(), x.double()
     noise = torch.randn(1, vae.latent_dim, generator=torch.Generator().manual_seed(1)).double()
     points = _grid(x, data)

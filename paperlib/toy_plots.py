@@ -17,7 +17,7 @@ def landscapes(fields: Mapping[str, Mapping[str, Tensor]], points: Mapping[str, 
     """A row for each kind of field, a column for each data set; the data as dots. Fields are [side, side] in nats."""
     kinds = list(next(iter(fields.values())))
     figure, axes = panels(len(kinds), len(fields), height=1.95 * len(kinds) + 0.3, sharex=True, sharey=True)
-    grid = axes.reshape(len(kinds), len(fields))  # type: ignore[attr-defined]
+    grid = axes.reshape(len(kinds), len(fields))
     norm = SymLogNorm(linthresh=10, vmin=-1000, vmax=0)
     for column, (toy, parts) in zip(grid.T, fields.items(), strict=True):
         for axis, (kind, field) in zip(column, parts.items(), strict=True):
@@ -34,7 +34,7 @@ def landscapes(fields: Mapping[str, Mapping[str, Tensor]], points: Mapping[str, 
 
 
 def ball(truths: Mapping[str, Mapping[str, Tensor]], caption: str) -> Figure:
-    """The ELBO inside one point's ball, a panel for each model: where it is lowest, where PGD ends, and the certificate."""
+    """The ELBO inside one point's ball, a panel for each model: its lowest point, where PGD ends, the certificate."""
     figure, axes = panels(1, len(truths), height=2.9)
     for axis, (name, truth) in zip(axes, truths.items(), strict=True):
         side = round(len(truth["points"]) ** 0.5)
@@ -68,7 +68,9 @@ def box_growth(rows: pd.DataFrame, caption: str) -> Figure:
         axes[0].plot(part["stage"], part["box"], marker="s", color=COLORS[str(name)], label=f"{name}, box")
         axes[0].plot(part["stage"], part["exact"], marker="o", ls="--", color=COLORS[str(name)], label=f"{name}, exact")
     axes[0].set_yscale("log")
-    axes[0].set_ylabel("mean width")
+    axes[0].yaxis.set_major_formatter("{x:g}")
+    axes[0].yaxis.set_minor_formatter("")
+    axes[0].set_ylabel("mean width (units of the layer)")
     axes[0].tick_params(axis="x", rotation=25)
     axes[0].legend()
     return finish(figure, caption)

@@ -79,9 +79,11 @@ def train(
     x, x_held_out = (part.to(where) for part in (data.x[: len(data.x) - held_out], data.x[len(data.x) - held_out :]))
     if len(x) < config.batch_size:
         raise ValueError(f"{data.name} has {len(x)} examples to train on, fewer than one batch of {config.batch_size}")
+    if vae is None and data.shape != config.data_shape:
+        raise ValueError(f"{data.name} has examples of shape {data.shape}, the configuration says {config.data_shape}")
     data.ball(config.eps).check(data.x)
 
-    vae = (copy.deepcopy(vae) if vae is not None else config.build(data.shape)).to(where).train()
+    vae = (copy.deepcopy(vae) if vae is not None else config.build()).to(where).train()
     optimizer = torch.optim.Adam(vae.parameters(), lr=config.lr, fused=where.type in ("cuda", "cpu"))
     generator = torch.Generator(where).manual_seed(config.seed)
     per_epoch = len(x) // config.batch_size
@@ -102,7 +104,7 @@ def train(
                 vae, batch, data.ball(eps_at(step, config)), noise, kappa_at(step, config), config.target
             )
             optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             norm = nn.utils.clip_grad_norm_(vae.parameters(), config.clip)
             if not torch.isfinite(loss + norm):
                 result = TrainResult(good.cpu().eval(), pd.DataFrame(rows))

@@ -1,4 +1,4 @@
-"""The variational auto-encoder: a plain encoder, a plain decoder and a likelihood, bound together by a latent Gaussian."""
+"""The variational auto-encoder: a plain encoder, a plain decoder and a likelihood around a latent Gaussian."""
 
 import copy
 import math
@@ -12,7 +12,7 @@ from paperlib.likelihood import Bernoulli, Likelihood
 
 
 class VAE(nn.Module):
-    """Kingma & Welling 2014 (arXiv 1312.6114): q(z|x) = N(mean, diag exp(log_var)), p(z) = N(0, I), p(x|z) by likelihood.
+    """Kingma & Welling 2014 (arXiv 1312.6114): q(z|x) = N(mean, diag exp(log_var)), p(z) = N(0, I), p(x|z) as given.
 
     Args:
         encoder: any module [batch, *data_shape] -> [batch, 2 * latent_dim], first the means and then the log-variances.
@@ -89,7 +89,7 @@ def conv_vae(
     latent_dim: int = 20,
     likelihood: Likelihood | None = None,
 ) -> VAE:
-    """A convolutional VAE with ReLU: each stage halves height and width; the decoder mirrors it by transposed convolutions.
+    """A convolutional VAE with ReLU: each stage halves the sides; transposed convolutions mirror it.
 
     Raises:
         ValueError: data_shape is not (channels, height, width) with height and width divisible by 2 ** len(channels).

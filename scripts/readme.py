@@ -1,0 +1,136 @@
+"""Every number in the prose files comes from the committed rows: blocks between markers are written anew from them.
+
+`python -m scripts.readme` rewrites the blocks of README.md and figures/data/README.md; a test fails when they differ.
+A block stands between `<!-- name -->` and `<!-- /name -->`.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import nbformat
+import pandas as pd
+
+from paperlib.experiments import EPS, digit_models, file_name
+from paperlib.files import atomic
+from paperlib.results import ROOT
+from paperlib.rows import read_header, read_rows
+from paperlib.tables import headline, markdown, rounded_down
+from scripts.plan import Notebook
+
+PAGES = ("README.md", "figures/data/README.md")
+DATA = ROOT / "figures" / "data"
+
+
+def headline_block() -> str:
+    """The headline table with what it was measured on."""
+    certified, attacked = read_rows(DATA / "04_certified.csv"), read_rows(DATA / "03_attacked.csv")
+    rows = certified[certified["eps"] == EPS].set_index("model")
+    images, draws = rows["images"].max(), rows["draws"].max()
+    dataset = read_header(DATA / "04_certified.csv")["dataset"]
+    note = (
+        f"ELBO in nats at radius {EPS} (mean ± standard error over images), data set `{dataset}`. Clean and certified: "
+        f"all {images:,} test images, {draws} noise draws. Attacked: PGD with "
+        f"{read_header(DATA / '03_attacked.csv')['config']['steps']} steps on the first "
+        f"{attacked['index'].nunique():,} test images. Certificates are rounded down."
+    )
+    return f"{markdown(headline(certified, attacked, EPS))}\n\n{note}"
+
+
+def reading_block() -> str:
+    """The headline in a sentence, for readers who skip tables."""
+    certified, attacked = read_rows(DATA / "04_certified.csv"), read_rows(DATA / "03_attacked.csv")
+    bound = certified[certified["eps"] == EPS].set_index("model")["certified"]
+    found = attacked[attacked["eps"] == EPS].groupby("model")["attacked"].mean()
+    robust = "proVAE kappa=0.5"
+    lost, kept = _clean(certified, "VAE"), _clean(certified, robust)
+    return (
+        f"At radius {EPS} an attack drives the plain VAE from {lost} to {found['VAE']:.0f} nats, and its certificate "
+        f"({float(rounded_down(bound['VAE'], 0)):,.0f}) says nothing. The proVAE with κ = 0.5 is driven from {kept} to "
+        f"{found[robust]:.0f}, and *no* perturbation of that size can push its mean below "
+        f"{rounded_down(bound[robust], 0)}."
+    )
+
+
+def _clean(certified: pd.DataFrame, model: str) -> str:
+    rows = certified[(certified["model"] == model) & (certified["eps"] == EPS)]
+    return f"{rows['clean'].item():.0f}"
+
+
+def map_block() -> str:
+    """Notebook, claim, figures, measured seconds and memory: claims are the first paragraph of each notebook."""
+    runs = json.loads((DATA / "runs.json").read_text())
+    table = []
+    for path in sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb")):
+        notebook, cells = Notebook.read(path), nbformat.read(path, as_version=4).cells
+        claim = re.search(r"\*\*Claim\.\*\* (.+)", cells[0].source)
+        run = runs[notebook.number]
+        table.append(
+            {
+                "notebook": f"[{path.stem}](notebooks/{path.name})",
+                "claim": claim[1] if claim else "",
+                "figures": ", ".join(f"[{name[3:]}](figures/{name}.png)" for name in notebook.figures),
+                "time": f"{run['seconds'] / 60:.1f} min",
+                "memory": f"{run['peak_gib']:.1f} GiB",
+            }
+        )
+    total = sum(run["seconds"] for run in runs.values()) / 60
+    cores = {run["cores"] for run in runs.values()}
+    processor = read_header(DATA / "04_certified.csv")["processor"].partition(",")[0]
+    frame = pd.DataFrame(table)
+    text = frame.to_markdown(index=False, disable_numparse=True)
+    where = f"{'/'.join(map(str, sorted(cores)))} CPU cores ({processor})"
+    return f"{text}\n\nMeasured with `make figures` on {where}; {total:.0f} min in all."
+
+
+def checkpoints_block() -> str:
+    """The released digit models: file, digest of the configuration, SHA-256."""
+    table = [
+        {
+            "model": name,
+            "file": f"{file_name(name)}.safetensors",
+            "configuration": f"`{config.digest}`",
+            "SHA-256": f"`{hashlib.sha256((DATA / f'{file_name(name)}.safetensors').read_bytes()).hexdigest()}`",
+        }
+        for name, config in digit_models("mnist", "paper").items()
+    ]
+    return str(pd.DataFrame(table).to_markdown(index=False))
+
+
+BLOCKS: dict[str, Callable[[], str]] = {
+    "headline": headline_block,
+    "reading": reading_block,
+    "map": map_block,
+    "checkpoints": checkpoints_block,
+}
+
+
+def filled(text: str) -> str:
+    """The text with every generated block made anew; raises ValueError for a marker that names no block."""
+
+    def block(match: re.Match[str]) -> str:
+        name = match[1]
+        if name not in BLOCKS:
+            raise ValueError(f"<!-- {name} --> names no block; known are {sorted(BLOCKS)}")
+        return f"<!-- {name} -->\n{BLOCKS[name]()}\n<!-- /{name} -->"
+
+    return re.sub(r"<!-- (\w+) -->\n.*?<!-- /\1 -->", block, text, flags=re.DOTALL)
+
+
+def main() -> None:
+    for page in PAGES:
+        path = Path(ROOT / page)
+        text = path.read_text()
+        new = filled(text)
+        if new == text:
+            print(f"{page} is up to date")
+            continue
+        with atomic(path) as temporary:
+            temporary.write_text(new)
+        print(f"{page} written anew")
+
+
+if __name__ == "__main__":
+    main()
