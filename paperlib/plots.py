@@ -121,10 +121,11 @@ def elbo_against_eps(rows: pd.DataFrame, caption: str) -> Figure:
             mean, error = by_eps[column].mean(), by_eps[column].sem()
             axis.errorbar(mean.index, mean, error, **_look(str(name)))
     axes[0].set_ylabel("attacked ELBO (nats)")
-    axes[1].set_ylabel("KL at the attacked point (nats)")
+    axes[1].set_ylabel("KL when attacked (nats)")
     axes[1].set_ylim(0, None)
     for axis in axes:
         axis.set_xlabel(EPS_LABEL)
+        axis.set_xticks([0, 0.05, 0.1, 0.15, 0.2])
     _legend_above(figure, axes[0])
     return finish(figure, caption)
 
@@ -192,7 +193,7 @@ def gap_distribution(rows: pd.DataFrame, caption: str) -> Figure:
     axes[0].set_xscale("log")
     axes[0].set_xlabel("attacked minus certified ELBO (nats)")
     axes[0].set_ylabel("share of images")
-    axes[0].legend(loc="lower right")
+    axes[0].legend(loc="upper center")
     return finish(figure, caption)
 
 

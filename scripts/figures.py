@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 import tyro
 
-from paperlib.data import DataError, checksum, resolve
+from paperlib.data import DataError, checksum, data_root, resolve
 from paperlib.results import ROOT, home
 from scripts.nbfile import NotebookError
 from scripts.plan import Notebook, discover, fingerprint, outdated, plan
@@ -56,7 +56,8 @@ def make(site: Site, notebook: Notebook, mark: str, *, redraw: bool) -> dict[str
         "failed": str(site.root / "build" / "failed"),
         "log": str(site.work / "log.txt"),
         "parameters": {"profile": site.profile, "dataset": site.dataset, "recompute": not redraw},
-        "env": {"PAPERLIB_STAGE": str(stage), "PYTHONPATH": path},
+        # the kernel works in another folder: a relative root of the data would point elsewhere
+        "env": {"PAPERLIB_STAGE": str(stage), "PYTHONPATH": path, "PAPERLIB_DATA": str(data_root().resolve())},
         "timeout": CELL_SECONDS,
         "keep_injected": not site.committed,  # elsewhere the notebook's own defaults would tell of other results
     }
