@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from paperlib.elbo import Target, check_inputs, elbo_terms
+from paperlib.elbo import Target, check_inputs, check_target, elbo_terms
 from paperlib.interval import LinfBall
 from paperlib.vae import VAE
 
@@ -95,6 +95,8 @@ def _value_and_gradient(objective: Objective, x: Tensor) -> tuple[Tensor, Tensor
 
 
 def _elbo_of(vae: VAE, x: Tensor, noise: Tensor, target: Target) -> Objective:
+    check_target(target)
+
     def objective(point: Tensor) -> Tensor:
         log_likelihood, kl = elbo_terms(vae, point, noise, x if target == "clean" else point)
         return log_likelihood - kl

@@ -51,6 +51,8 @@ def certify(
     """
     vae = vae.in_float64()
     draws = noise if noise.ndim == 3 else noise[None]
+    if draws.shape[1] != len(x):
+        raise ValueError(f"noise must have a row for each of the {len(x)} examples, got {list(noise.shape)}")
     frames = []
     name = f"{'certify' if attack is None else 'attack and certify'} eps={ball.eps:g}"
     with Progress(name, len(draws) * len(x)) as progress:
@@ -85,7 +87,9 @@ def _rows(
             "attacked_kl": kl,
         }
     columns["certified"] = certified
-    return pd.DataFrame({k: v.numpy() if isinstance(v, Tensor) else v for k, v in columns.items()}, index=range(len(x)))
+    return pd.DataFrame(
+        {k: v.cpu().numpy() if isinstance(v, Tensor) else v for k, v in columns.items()}, index=range(len(x))
+    )
 
 
 def check_sandwich(rows: pd.DataFrame) -> None:

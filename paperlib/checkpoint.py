@@ -37,7 +37,7 @@ def load(path: str | Path, config: TrainConfig | None = None, vae: VAE | None = 
     """
     tensors, header = read_tensors(path)
     try:
-        stored = TrainConfig.from_dict(header["config"])
+        stored = TrainConfig.from_dict(dict(header["config"]))
     except (KeyError, TypeError, ValueError) as error:
         raise DamagedFileError(
             f"{path} holds no configuration of a training run ({error}); was it made by save()?"

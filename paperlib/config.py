@@ -51,6 +51,9 @@ class TrainConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        # An eps of 0 and one of 0.0 are the same configuration and must have the same digest.
+        for name in ("scale", "eps", "kappa", "lr", "lr_final", "ramp_start", "ramp_end", "clip"):
+            object.__setattr__(self, name, float(getattr(self, name)))
         rules = {
             "data_shape": bool(self.data_shape) and all(side > 0 for side in self.data_shape),
             "hidden": all(width > 0 for width in self.hidden),

@@ -109,7 +109,7 @@ def data_root() -> Path:
 
 def checksum(name: str) -> str:
     """One SHA-256 that stands for all files of a data set, or for the recipe of a toy set."""
-    parts = CHECKSUMS.get(name) or {name: "generated"}
+    parts = CHECKSUMS.get(name) or {name: f"generated: {name}"}
     return hashlib.sha256("".join(parts.values()).encode()).hexdigest()
 
 
@@ -123,6 +123,11 @@ def _ensure_files(name: str) -> Path:
     root = data_root()
     wanted = CHECKSUMS[name]
     missing = [file for file in wanted if not (root / file).is_file()]
+    if missing and len(missing) < len(wanted):
+        raise DataError(
+            f"{root / missing[0]} is missing beside the others (expected SHA-256 {wanted[missing[0]]}, found none). "
+            "Restore it, or move the others away to have all of them downloaded again."
+        )
     if missing:
         kind = datasets.MNIST if name == "mnist" else datasets.FashionMNIST
         try:

@@ -5,6 +5,8 @@ Shapes: x is [batch, *data_shape], noise is [batch, latent_dim], results are [ba
 the unperturbed x (denoising), and for `elbo` any tensor of the shape of x.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
@@ -27,15 +29,21 @@ def elbo(vae: VAE, x: Tensor, noise: Tensor, target: Target | Tensor = "perturbe
     Raises:
         ValueError: shapes or dtypes that do not fit, or x or noise not finite.
     """
+    if isinstance(target, str):
+        check_target(target)
+        target = x
     check_inputs(vae, x, noise)
-    log_likelihood, kl = elbo_terms(vae, x, noise, x if isinstance(target, str) else target)
+    with _fitting(x):
+        log_likelihood, kl = elbo_terms(vae, x, noise, target)
     return log_likelihood - kl
 
 
 def elbo_terms(vae: VAE, x: Tensor, noise: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """The two parts of the ELBO, log p(target | z) and KL, each [batch], in nats; without checks, for inner loops."""
+    """The two parts of the ELBO, log p(target | z) and KL, each [batch], nats; checks shapes alone, for inner loops."""
     mean, log_var = vae.encode(x)
+    _same_shape("the encoder's mean", mean, "noise", noise, x)
     output = vae.decoder(gaussian.reparametrize(mean, log_var, noise))
+    _same_shape("the decoder's output", output, "target", target, x)
     return vae.likelihood.log_prob(output, target), gaussian.kl(mean, log_var)
 
 
@@ -53,8 +61,11 @@ class Boxes:
 def boxes(vae: VAE, box: Interval, noise: Tensor, target: Interval) -> Boxes:
     """Propagate an input box through encoder, reparametrisation and decoder (paper, section 3)."""
     mean, log_var = propagate(vae.encoder, box).chunk(2, dim=-1)
+    _same_shape("the encoder's mean", mean.lower, "noise", noise, box.lower)
     latent = gaussian.reparametrize_bounds(mean, log_var, noise)
-    return Boxes(target, mean, log_var, latent, propagate(vae.decoder, latent))
+    output = propagate(vae.decoder, latent)
+    _same_shape("the decoder's output", output.lower, "target", target.lower, box.lower)
+    return Boxes(target, mean, log_var, latent, output)
 
 
 def elbo_bounds(
@@ -94,14 +105,21 @@ def certificate(vae: VAE, x: Tensor, ball: LinfBall, noise: Tensor, target: Targ
 def _checked_boxes(vae: VAE, x: Tensor, ball: LinfBall, noise: Tensor, method: str, target: str) -> Boxes:
     if method != "ibp":
         raise ValueError(f'unknown method {method!r}; use "ibp"')
+    check_target(target)
+    check_inputs(vae, x, noise)
+    box = ball.box(x)
+    with _fitting(x):
+        return boxes(vae, box, noise, box if target == "perturbed" else Interval(x, x))
+
+
+def check_target(target: str) -> None:
+    """Raises ValueError unless the word is "perturbed" or "clean"."""
     if target not in ("perturbed", "clean"):
         raise ValueError(f'target must be "perturbed" or "clean", got {target!r}')
-    _check_shapes(vae, x, noise)
-    box = ball.box(x)
-    return boxes(vae, box, noise, box if target == "perturbed" else Interval(x, x))
 
 
-def _check_shapes(vae: VAE, x: Tensor, noise: Tensor) -> None:
+def check_inputs(vae: VAE, x: Tensor, noise: Tensor) -> None:
+    """Raises ValueError, saying what is wrong, unless x and noise are finite and fit the model and each other."""
     if noise.shape != (len(x), vae.latent_dim):
         raise ValueError(f"noise must be [batch, latent_dim] = {[len(x), vae.latent_dim]}, got {list(noise.shape)}")
     parameter = next(vae.parameters())
@@ -110,12 +128,23 @@ def _check_shapes(vae: VAE, x: Tensor, noise: Tensor) -> None:
             raise ValueError(
                 f"{name} is {tensor.dtype} on {tensor.device}, the model is {parameter.dtype} on {parameter.device}"
             )
-
-
-def check_inputs(vae: VAE, x: Tensor, noise: Tensor) -> None:
-    """Raises ValueError, saying what is wrong, unless x and noise are finite and fit the model and each other."""
-    _check_shapes(vae, x, noise)
     for name, tensor in (("x", x), ("noise", noise)):
         if not torch.isfinite(tensor).all():
             index = (~torch.isfinite(tensor)).nonzero()[0].tolist()
             raise ValueError(f"{name} is not finite at index {index}")
+
+
+def _same_shape(what: str, made: Tensor, name: str, given: Tensor, x: Tensor) -> None:
+    # Broadcasting would turn a wrong shape into a wrong number.
+    if made.shape != given.shape:
+        raise ValueError(f"{what} is {list(made.shape)} for x of {list(x.shape)}, {name} is {list(given.shape)}")
+
+
+@contextmanager
+def _fitting(x: Tensor) -> Iterator[None]:
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        raise ValueError(f"x of shape {list(x.shape)} does not fit the model: {error}") from error

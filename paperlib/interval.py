@@ -5,6 +5,7 @@ Interval bound propagation is Gowal et al. 2018 (arXiv 1810.12715); the paper ap
 rounding, about 1e-6 of a value's size for each affine layer; in float64 by about 1e-15.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import singledispatch
@@ -96,9 +97,11 @@ class LinfBall:
 
     def check(self, x: Tensor) -> None:
         """Raises ValueError, naming the first offender, if x holds a value outside [low, high] or not finite."""
-        # min and max are NaN if any value is, and a comparison with NaN is False: one test covers all three.
-        if x.numel() and not (x.min() >= self.low and x.max() <= self.high):
-            bad = ~((x >= self.low) & (x <= self.high))
+        if x.numel() == 0:
+            return
+        least, most = x.aminmax()  # both are NaN if any value is, and a comparison with NaN is False
+        if not (least >= self.low and most <= self.high and torch.isfinite(least) and torch.isfinite(most)):
+            bad = ~((x >= self.low) & (x <= self.high) & torch.isfinite(x))
             index = bad.nonzero()[0].tolist()
             raise ValueError(
                 f"x must be finite and in [{self.low}, {self.high}], got {x[tuple(index)]} at index {index}"
@@ -132,6 +135,8 @@ def _propagate(module: nn.Module, box: Interval, path: str) -> Interval:
             f"no interval rule for {place}; register one with "
             f"@interval_rule.register({type(module).__name__}) on a function (layer, box) -> Interval"
         )
+    if getattr(module, "inplace", False):
+        box = box.map(torch.clone)  # the caller's box stays as it is
     try:
         return interval_rule.dispatch(rule_type)(module, box)
     except ValueError as error:
@@ -197,6 +202,8 @@ def _(layer: nn.BatchNorm1d | nn.BatchNorm2d, box: Interval) -> Interval:
 
 @interval_rule.register
 def _(layer: nn.AvgPool2d, box: Interval) -> Interval:
+    if layer.divisor_override is not None and layer.divisor_override < 0:
+        raise ValueError("a negative divisor is not monotone; only divisor_override > 0 has a rule")
     return box.map(layer)  # non-negative weights: non-decreasing in every input
 
 
@@ -204,7 +211,7 @@ def _monotone(layer: nn.Module, box: Interval) -> Interval:
     return box.map(layer)
 
 
-for _layer in (nn.ReLU, nn.Softplus, nn.Sigmoid, nn.Tanh, nn.Flatten, nn.Unflatten, nn.Identity):
+for _layer in (nn.ReLU, nn.Sigmoid, nn.Tanh, nn.Flatten, nn.Unflatten, nn.Identity):
     interval_rule.register(_layer, _monotone)
 
 
@@ -220,6 +227,21 @@ def _(layer: nn.ELU, box: Interval) -> Interval:
     if layer.alpha < 0:
         raise ValueError("ELU with alpha < 0 is not monotone; only alpha >= 0 has a rule")
     return box.map(layer)
+
+
+@interval_rule.register
+def _(layer: nn.Softplus, box: Interval) -> Interval:
+    if layer.beta <= 0:
+        raise ValueError("Softplus with beta <= 0 has no rule; only beta > 0 has")
+    # torch returns x itself above threshold / beta: there the function steps down, from `top` to `switch`
+    switch = layer.threshold / layer.beta
+    top = switch + math.log1p(math.exp(-layer.threshold)) / layer.beta
+    steps = (box.lower <= switch) & (box.upper >= switch)
+    image = box.map(layer)
+    return Interval(
+        torch.where(steps, image.lower.clamp(max=switch), image.lower),
+        torch.where(steps, image.upper.clamp(min=top), image.upper),
+    )
 
 
 @interval_rule.register

@@ -38,6 +38,11 @@ class Likelihood(nn.Module, ABC):
         return Interval(self.lower(output, target), self.upper(output, target))
 
 
+def _softplus(logit: Tensor) -> Tensor:
+    # torch steps from log(1 + exp(l)) down to l at its default threshold of 20, by 2e-9; at 50 by less than rounding.
+    return F.softplus(logit, threshold=50)
+
+
 def _total(terms: Tensor) -> Tensor:
     return terms.flatten(1).sum(1)
 
@@ -50,22 +55,23 @@ class Bernoulli(Likelihood):
     """
 
     def log_prob(self, output: Tensor, target: Tensor) -> Tensor:
-        return _total(target * output - F.softplus(output))
+        return _total(target * output - _softplus(output))
 
     def lower(self, output: Interval, target: Interval) -> Tensor:
         # t * l is smallest at the lower t where l >= 0 and at the upper t elsewhere; then the chord end in l decides.
         low, high = output
-        at_low = torch.where(low >= 0, target.lower, target.upper) * low - F.softplus(low)
-        at_high = torch.where(high >= 0, target.lower, target.upper) * high - F.softplus(high)
+        at_low = torch.where(low >= 0, target.lower, target.upper) * low - _softplus(low)
+        at_high = torch.where(high >= 0, target.lower, target.upper) * high - _softplus(high)
         return _total(torch.minimum(at_low, at_high))
 
     def upper(self, output: Interval, target: Interval) -> Tensor:
         # For a fixed l the best t is an end of its interval; for that t the best l is its logit, clipped to the box.
-        # Inside the box the derivative in l vanishes there, so no gradient is lost by detaching the logit.
+        # Inside the box the derivative in l vanishes there, so no gradient is lost by detaching the logit. A target
+        # beyond [0, 1] has its maximiser at infinity, like 0 and 1 themselves.
         best = None
         for t in target:
-            logit = torch.logit(t.detach()).clamp(output.lower, output.upper)
-            value = t * logit - F.softplus(logit)
+            logit = torch.logit(t.detach().clamp(0, 1)).clamp(output.lower, output.upper)
+            value = t * logit - _softplus(logit)
             best = value if best is None else torch.maximum(best, value)
         assert best is not None
         return _total(best)

@@ -30,6 +30,7 @@ COLORS = {
 }
 MARKERS = {"VAE": "o", "proVAE kappa=0": "s", "proVAE kappa=0.5": "D"}
 LABELS = {"proVAE kappa=0": "proVAE $\\kappa=0$", "proVAE kappa=0.5": "proVAE $\\kappa=0.5$"}
+LOST = -5_000  # nats: a mean certificate below this says nothing about a digit
 EPS_LABEL = "radius $\\epsilon$ (pixels in [0, 1])"
 
 
@@ -75,7 +76,7 @@ def learning_curves(histories: Mapping[str, pd.DataFrame], caption: str) -> Figu
     axes[1].set_ylabel("KL (nats)")
     axes[1].set_title("KL part of the clean ELBO")
     axes[1].set_ylim(0, None)
-    axes[2].set_ylabel("training radius $\\epsilon$ (pixels)")
+    axes[2].set_ylabel("radius $\\epsilon$ (pixels)")
     axes[2].set_title("ramp")
     for axis in axes:
         axis.set_xlabel("training step")
@@ -91,7 +92,7 @@ def digit_grid(rows: Sequence[tuple[str, Tensor]], caption: str) -> Figure:
     sheet = tiles.permute(0, 2, 1, 3).reshape(lines * 30, count * 30)
     width = min(PAGE, 1.2 + 0.46 * count)
     figure, axes = panels(1, 1, height=(width - 1.2) * lines / count + 0.25, width=width)
-    axes[0].imshow(sheet, cmap="gray_r", vmin=0, vmax=1, interpolation="nearest")
+    axes[0].imshow(sheet.numpy(), cmap="gray_r", vmin=0, vmax=1, interpolation="nearest")
     axes[0].set_xticks([])
     axes[0].set_yticks([30 * line + 15 for line in range(lines)], [name for name, _ in rows])
     axes[0].tick_params(length=0)
@@ -157,10 +158,12 @@ def attack_strength(rows: pd.DataFrame, caption: str) -> Figure:
 def sandwich(certified: pd.DataFrame, attacked: pd.DataFrame, caption: str) -> Figure:
     """Certified, attacked and clean ELBO against the radius, a panel for each model; bars are standard errors.
 
-    The scale is linear from 0 to -400 and logarithmic below, as the plain VAE's certificates are far below.
+    Panels share a linear scale, but for models whose certificates are lost: theirs is logarithmic below -400.
     """
     names = list(certified["model"].unique())
-    figure, axes = panels(1, len(names), height=2.5, sharey=True)
+    figure, axes = panels(1, len(names), height=2.5)
+    kept = certified.groupby("model")["certified"].min() > LOST
+    lowest = certified[certified["model"].map(kept)]["certified"].min()
     for axis, name in zip(axes, names, strict=True):
         known = certified[certified["model"] == name].sort_values("eps")
         found = attacked[attacked["model"] == name].groupby("eps")["attacked"]
@@ -172,15 +175,19 @@ def sandwich(certified: pd.DataFrame, attacked: pd.DataFrame, caption: str) -> F
         for label, (eps, mean, error, marker) in series.items():
             axis.errorbar(eps, mean, error, color=COLORS[label], marker=marker, label=label)
         axis.fill_between(known["eps"], known["certified"], found.mean(), color=COLORS["certified"], alpha=0.12, lw=0)
-        axis.set_yscale("symlog", linthresh=400, linscale=3)
-        ticks = {0: "0", -100: "−100", -200: "−200", -300: "−300", -400: "−400", -1e4: "$-10^4$", -1e6: "$-10^6$"}
-        axis.set_yticks(list(ticks), list(ticks.values()))
-        axis.set_ylim(-1e7, 0)
-        axis.minorticks_off()
+        if kept[name]:
+            axis.set_ylim(1.05 * lowest, 0)
+        else:
+            axis.set_yscale("symlog", linthresh=400, linscale=2)
+            powers = range(4, 10, 2)
+            axis.set_yticks([0, -200, -400, *(-(10.0**n) for n in powers)])
+            axis.set_yticklabels(["0", "−200", "−400", *(f"$-10^{n}$" for n in powers)])
+            axis.set_ylim(min(-1e7, 2 * known["certified"].min()), 0)
+            axis.minorticks_off()
         axis.set_title(LABELS.get(name, name))
         axis.set_xlabel("radius $\\epsilon$ (pixels)")
     axes[0].set_ylabel("ELBO (nats)")
-    axes[-1].legend(loc="upper right")
+    axes[-1].legend(loc="lower left")
     return finish(figure, caption)
 
 
@@ -224,7 +231,7 @@ def _look(name: str) -> dict[str, object]:
 
 def finish(figure: Figure, caption: str) -> Figure:
     """The figure with its caption line below everything else."""
-    characters = int(24 * figure.get_figwidth())  # that fit on a line at this font size
+    characters = int(23 * figure.get_figwidth())  # that fit on a line at this font size
     figure.supxlabel("\n".join(textwrap.wrap(caption, characters)), fontsize=6, color="0.35")
     return figure
 

@@ -28,7 +28,7 @@ class Progress:
         self._note = note or self._note
         self._bar.update(count)
         if note:
-            self._bar.set_postfix_str(note)
+            self._bar.set_postfix_str(note, refresh=False)
         if self._log and time.monotonic() - self._last > self.every:
             self._write()
 

@@ -72,7 +72,7 @@ class Results:
             frames = make()
             seconds = round(perf_counter() - start, 1)
             for name, frame in zip(names, frames, strict=True):
-                self._write_rows(name, frame, config, seconds)
+                self._write_rows(name, frame, config, seconds, self.dataset)
         return [read_rows(self._find(f"{name}.csv"), config) for name in names]
 
     def tensors(self, name: str, config: Mapping[str, Any], make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
@@ -92,7 +92,8 @@ class Results:
             start = perf_counter()
             result = train(config)
             save(self.target / "data" / f"{name}.safetensors", result.vae, config)
-            self._write_rows(name, result.history, config.as_dict(), round(perf_counter() - start, 1))
+            seconds = round(perf_counter() - start, 1)
+            self._write_rows(name, result.history, config.as_dict(), seconds, config.dataset)
         return self.model(name, config), read_rows(self._find(f"{name}.csv"), config.as_dict())
 
     def model(self, name: str, config: TrainConfig) -> VAE:
@@ -111,8 +112,8 @@ class Results:
             with atomic(self.target / f"{name}{suffix}") as temporary:
                 figure.savefig(temporary, metadata=metadata)
 
-    def _write_rows(self, name: str, frame: pd.DataFrame, config: dict[str, Any], seconds: float) -> None:
-        header = {"dataset": self.dataset, "checksum": checksum(self.dataset), "seconds": seconds}
+    def _write_rows(self, name: str, frame: pd.DataFrame, config: dict[str, Any], seconds: float, dataset: str) -> None:
+        header = {"dataset": dataset, "checksum": checksum(dataset), "seconds": seconds}
         write_rows(self.target / "data" / f"{name}.csv", frame, config, **header)
 
     def _find(self, file: str) -> Path:

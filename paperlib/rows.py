@@ -1,5 +1,7 @@
 """Result rows on disk: one CSV file whose first line is a JSON header with the configuration and the provenance."""
 
+import hashlib
+import io
 import json
 import os
 import platform
@@ -32,22 +34,23 @@ def provenance() -> dict[str, Any]:
 
 def write_rows(path: str | Path, rows: pd.DataFrame, config: dict[str, Any], **header: Any) -> None:
     """Write rows at full precision below a header of config, provenance and the given fields; whole or not at all."""
-    head = json.dumps({"config": config, **header, **provenance()}, sort_keys=True)
-    with atomic(Path(path)) as temporary, temporary.open("w", newline="") as file:
-        file.write(f"# {head}\n")
-        rows.to_csv(file, index=False, lineterminator="\n")
+    table = rows.to_csv(index=False, lineterminator="\n").encode()
+    head = {"config": config, **header, **provenance(), "sha256": hashlib.sha256(table).hexdigest()}
+    with atomic(Path(path)) as temporary:
+        temporary.write_bytes(f"# {json.dumps(head, sort_keys=True)}\n".encode() + table)
 
 
 def read_header(path: str | Path) -> dict[str, Any]:
     """The JSON header of a row file. Raises FileNotFoundError, or DamagedFileError if there is none."""
-    with Path(path).open() as file:
-        first = file.readline()
     try:
+        with Path(path).open(encoding="utf-8") as file:
+            first = file.readline()
         if not first.startswith("# "):
             raise ValueError("the first line is no header")
-        header: dict[str, Any] = json.loads(first[2:])
-        header["config"]
-    except (ValueError, KeyError) as error:
+        header = json.loads(first[2:])
+        if not isinstance(header, dict) or not isinstance(header.get("config"), dict):
+            raise ValueError("the header has no configuration")
+    except ValueError as error:
         raise DamagedFileError(f"{path} is no row file of this library: {error}") from error
     return header
 
@@ -56,16 +59,17 @@ def read_rows(path: str | Path, config: dict[str, Any] | None = None) -> pd.Data
     """The rows of a file, bit for bit as written.
 
     Raises:
-        FileNotFoundError, DamagedFileError: no such file, no header, or a table that cannot be parsed.
+        FileNotFoundError, DamagedFileError: no such file, no header, or a table that is not as it was written.
         ConfigMismatchError: `config` is given and another one made the file; shows the fields that differ.
     """
-    found = read_header(path)["config"]
+    header = read_header(path)
+    found = header["config"]
     if config is not None and found != config:
         raise ConfigMismatchError(path, found, config)
-    try:
-        return pd.read_csv(path, skiprows=1, float_precision="round_trip")
-    except ValueError as error:  # pandas raises subclasses of it for empty and ragged tables
-        raise DamagedFileError(f"{path} has a header but no readable table: {error}") from error
+    table = Path(path).read_bytes().partition(b"\n")[2]
+    if hashlib.sha256(table).hexdigest() != header.get("sha256"):
+        raise DamagedFileError(f"{path} is damaged: its table is not the one that its header was written for")
+    return pd.read_csv(io.BytesIO(table))
 
 
 def same_result(old: Path, new: Path) -> bool:
@@ -95,7 +99,7 @@ def _commit() -> str:
 def _cpu() -> str:
     info = Path("/proc/cpuinfo")
     names = (
-        [line.partition(":")[2].strip() for line in info.open() if line.startswith("model name")]
+        [line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
         if info.exists()
         else []
     )

@@ -8,7 +8,7 @@ def ramp(step: int, config: TrainConfig) -> float:
     start, end = config.ramp_start * config.steps, config.ramp_end * config.steps
     if step >= end:
         return 1.0
-    return max(0.0, (step - start) / (end - start))
+    return 0.0 if step <= start else (step - start) / (end - start)
 
 
 def eps_at(step: int, config: TrainConfig) -> float:

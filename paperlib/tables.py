@@ -1,14 +1,19 @@
 """Rows to the tables that notebooks and README show. Certificates are rounded down, never to nearest."""
 
-import math
+from decimal import ROUND_FLOOR, Decimal
 
 import pandas as pd
 
 
 def rounded_down(value: float, digits: int = 1) -> str:
     """The largest decimal of so many digits that is not above the value: what may be printed of a lower bound."""
-    scale = 10.0**digits
-    return f"{math.floor(value * scale) / scale:.{digits}f}"
+    return str(Decimal(repr(float(value))).quantize(Decimal(1).scaleb(-digits), ROUND_FLOOR))
+
+
+def rounded(rows: pd.DataFrame, digits: int = 1) -> pd.DataFrame:
+    """The rows as shown: the column `certified` rounded down, all other numbers to nearest."""
+    shown = rows.round(digits)
+    return shown.assign(certified=[float(rounded_down(value, digits)) for value in rows["certified"]])
 
 
 def with_error(value: float, error: float, digits: int = 1) -> str:

@@ -21,7 +21,7 @@ def landscapes(fields: Mapping[str, Mapping[str, Tensor]], points: Mapping[str, 
     norm = SymLogNorm(linthresh=10, vmin=-1000, vmax=0)
     for column, (toy, parts) in zip(grid.T, fields.items(), strict=True):
         for axis, (kind, field) in zip(column, parts.items(), strict=True):
-            image = axis.imshow(field, origin="lower", extent=(LOW, HIGH, LOW, HIGH), cmap="viridis", norm=norm)
+            image = axis.imshow(field.numpy(), origin="lower", extent=(LOW, HIGH, LOW, HIGH), cmap="viridis", norm=norm)
             axis.plot(*points[toy].T, ".", color="white", markersize=0.9, alpha=0.7)
             axis.set(xlim=(LOW, HIGH), ylim=(LOW, HIGH), xticks=[-4, 0, 4], yticks=[-4, 0, 4])
             axis.set_title(toy if axis is column[0] else "")
@@ -40,7 +40,7 @@ def ball(truths: Mapping[str, Mapping[str, Tensor]], caption: str) -> Figure:
         side = round(len(truth["points"]) ** 0.5)
         (left, bottom), (right, top) = truth["points"][0].tolist(), truth["points"][-1].tolist()
         image = axis.imshow(
-            truth["values"].view(side, side), origin="lower", extent=(left, right, bottom, top), cmap="viridis"
+            truth["values"].view(side, side).numpy(), origin="lower", extent=(left, right, bottom, top), cmap="viridis"
         )
         axis.plot(
             *truth["worst"],

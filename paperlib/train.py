@@ -1,6 +1,7 @@
 """Training of VAE and proVAE: one plain loop over data held in memory."""
 
 import copy
+import math
 from dataclasses import dataclass
 
 import pandas as pd
@@ -27,8 +28,11 @@ class TrainResult:
 class TrainingDivergedError(ArithmeticError):
     """The loss stopped being finite. `result` holds the model and history at the end of the last good epoch."""
 
-    def __init__(self, message: str, result: TrainResult):
-        super().__init__(message)
+    def __init__(self, what: str, step: int, result: TrainResult):
+        super().__init__(
+            f"{what} at step {step}: training diverged. "
+            f".result holds the last good state ({len(result.history)} epochs); lower lr or eps."
+        )
         self.result = result
 
 
@@ -37,7 +41,12 @@ def choose_device(name: str = "auto") -> torch.device:
     present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
         return torch.device(next(kind for kind, there in present.items() if there))
-    device = torch.device(name)
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(
+            f"{name!r} names no device; there is {[k for k, there in present.items() if there]}"
+        ) from error
     if not present.get(device.type, False):
         raise ValueError(
             f"device {name!r} is not present here; there is {[k for k, there in present.items() if there]}"
@@ -75,7 +84,7 @@ def train(
     """
     where = choose_device(device)
     data = load_dataset(config.dataset) if data is None else data
-    held_out = min(1_000, len(data.x) // 10)
+    held_out = min(1_000, max(1, len(data.x) // 10))
     x, x_held_out = (part.to(where) for part in (data.x[: len(data.x) - held_out], data.x[len(data.x) - held_out :]))
     if len(x) < config.batch_size:
         raise ValueError(f"{data.name} has {len(x)} examples to train on, fewer than one batch of {config.batch_size}")
@@ -107,17 +116,17 @@ def train(
             loss.backward()
             norm = nn.utils.clip_grad_norm_(vae.parameters(), config.clip)
             if not torch.isfinite(loss + norm):
-                result = TrainResult(good.cpu().eval(), pd.DataFrame(rows))
-                raise TrainingDivergedError(
-                    f"loss {loss.item():g}, gradient norm {norm.item():g} at step {step} of {config.steps}: training "
-                    f"diverged. The error's .result holds the last good state ({len(rows)} epochs); lower lr or eps.",
-                    result,
-                )
+                what = f"loss {loss.item():g}, gradient norm {norm.item():g}"
+                raise TrainingDivergedError(what, step, TrainResult(good.cpu().eval(), pd.DataFrame(rows)))
             optimizer.step()
 
             if (step + 1) % per_epoch == 0 or step + 1 == config.steps:
                 vae.eval()
-                rows.append(_measure(vae, x_held_out, data, config, step))
+                row = _measure(vae, x_held_out, data, config, step)
+                if not math.isfinite(row["clean"] + row["certified"]):
+                    what = f"held-out ELBO {row['clean']:g}, certified {row['certified']:g}"
+                    raise TrainingDivergedError(what, step, TrainResult(good.cpu().eval(), pd.DataFrame(rows)))
+                rows.append(row)
                 vae.train()
                 good.load_state_dict(vae.state_dict())
             note = f"clean {rows[-1]['clean']:.1f}, certified {rows[-1]['certified']:.1f}" if rows else ""

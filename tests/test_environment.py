@@ -1,0 +1,467 @@
+"""pyproject.toml, lock, conda file, container, workflow and what is installed agree; make's environment is all or none.
+
+No test here needs the network: where make would install something, stand-ins for Python answer it.
+"""
+
+import ast
+import functools
+import importlib.metadata
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import pytest
+import yaml
+from packaging.markers import default_environment
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).resolve().parents[1]
+BIN = Path(sys.executable).parent
+MINORS = [f"3.{minor}" for minor in range(6, 30)]
+
+# torch fixes or bounds these for each platform, so the lock leaves them out
+BY_TORCH = re.compile(r"(nvidia|cuda)-.*|triton")
+
+
+def read(name: str) -> str:
+    return (ROOT / name).read_text(encoding="utf-8")
+
+
+PROJECT = tomllib.loads(read("pyproject.toml"))
+RUNTIME = [Requirement(text) for text in PROJECT["project"]["dependencies"]]
+TEST = [Requirement(text) for text in PROJECT["project"]["optional-dependencies"]["test"]]
+BUILD = [Requirement(text) for text in PROJECT["build-system"]["requires"]]
+DIRECT = RUNTIME + TEST + BUILD
+PYTHONS = [version for version in MINORS if version in SpecifierSet(PROJECT["project"]["requires-python"])]
+
+LOCK_LINES = [line for line in read("requirements.lock").splitlines() if line and not line.startswith("#")]
+LOCK = {canonicalize_name(line.split("==")[0]): line.split("==")[-1] for line in LOCK_LINES}
+
+MAKEFILE = read("Makefile")
+TARGETS = re.findall(r"^([a-z]+):", MAKEFILE, flags=re.MULTILINE)
+
+
+# ---- lock
+
+
+def test_every_pin_is_exact_and_unique() -> None:
+    assert [line for line in LOCK_LINES if not re.fullmatch(r"[\w.-]+==[\w.+!]+", line)] == []
+    assert len(LOCK) == len(LOCK_LINES)
+
+
+@pytest.mark.parametrize("requirement", DIRECT, ids=str)
+def test_lock_meets_direct_dependency(requirement: Requirement) -> None:
+    version = LOCK.get(canonicalize_name(requirement.name))
+    assert version is not None, "not in requirements.lock: run `make lock`"
+    assert requirement.specifier.contains(version, prereleases=True)
+
+
+def test_installed_is_locked() -> None:
+    installed = {name: _version(name) for name in LOCK}
+    assert installed == LOCK
+
+
+@pytest.mark.parametrize("python", PYTHONS)
+@pytest.mark.parametrize(("platform", "not_locked"), [("linux", set()), ("darwin", {"appnope"})])
+def test_lock_is_closed(platform: str, not_locked: set[str], python: str) -> None:
+    """Whatever a locked distribution needs, on each Python, is locked and of a version that it accepts."""
+    reached = _closure(platform, python)
+    assert set(reached) - set(LOCK) == not_locked
+    bad = [
+        f"{requirer} needs {requirement}, the lock has {LOCK[name]}"
+        for name, needs in reached.items()
+        for requirer, requirement in needs
+        if name in LOCK and not requirement.specifier.contains(LOCK[name], prereleases=True)
+    ]
+    assert bad == []
+
+
+def test_lock_holds_nothing_else() -> None:
+    reached = {name for python in PYTHONS for name in _closure("linux", python)}
+    assert set(LOCK) - reached == set()
+
+
+def test_left_out_of_the_lock_are_torchs_own_only() -> None:
+    assert [name for name in LOCK if BY_TORCH.fullmatch(name)] == []
+    needs = {requirer: _requirements(requirer, set(), default_environment()) for requirer in LOCK}
+    requirers = {name for name, found in needs.items() if any(BY_TORCH.fullmatch(r.name.lower()) for r in found)}
+    assert requirers <= {"torch"}
+
+
+@functools.cache
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _requirements(name: str, extras: set[str], environment: Mapping[str, str]) -> list[Requirement]:
+    """What the installed distribution needs in `environment`, with these of its extras; nothing if not installed."""
+    if _version(name) is None:
+        return []
+    found = [Requirement(text) for text in importlib.metadata.requires(name) or []]
+    wanted = [{**environment, "extra": extra} for extra in ("", *extras)]
+    return [r for r in found if r.marker is None or any(r.marker.evaluate(e) for e in wanted)]
+
+
+@functools.cache
+def _closure(platform: str, python: str) -> dict[str, list[tuple[str, Requirement]]]:
+    """All that is needed, directly or not: name -> who needs it and how."""
+    system = {"linux": "Linux", "darwin": "Darwin"}[platform]
+    environment = default_environment() | {
+        "sys_platform": platform,
+        "platform_system": system,
+        "os_name": "posix",
+        "python_version": python,
+        "python_full_version": f"{python}.1",
+    }
+    reached: dict[str, list[tuple[str, Requirement]]] = {}
+    seen: set[tuple[str, frozenset[str]]] = set()
+    todo = [("pyproject.toml", requirement) for requirement in DIRECT]
+    while todo:
+        requirer, requirement = todo.pop()
+        name = canonicalize_name(requirement.name)
+        if BY_TORCH.fullmatch(name):
+            continue
+        reached.setdefault(name, []).append((requirer, requirement))
+        if (key := (name, frozenset(requirement.extras))) not in seen:
+            seen.add(key)
+            todo += [(name, further) for further in _requirements(name, requirement.extras, environment)]
+    return reached
+
+
+# ---- direct dependencies
+
+
+@pytest.mark.parametrize(
+    ("folders", "declared"),
+    [(("paperlib", "scripts", "notebooks"), RUNTIME), (("tests",), RUNTIME + TEST)],
+    ids=["runtime", "tests"],
+)
+def test_what_is_imported_is_declared(folders: tuple[str, ...], declared: list[Requirement]) -> None:
+    names = {canonicalize_name(requirement.name) for requirement in declared}
+    providers = importlib.metadata.packages_distributions()
+    own = {"paperlib", "scripts", "tests", "conftest"}
+    modules = {module for folder in folders for module in _imports(ROOT / folder)} - own - sys.stdlib_module_names
+    undeclared = {m for m in modules if not names & {canonicalize_name(name) for name in providers.get(m, [])}}
+    # a helper beside the tests is no package
+    undeclared -= {path.stem for path in (ROOT / "tests").rglob("*.py")} | {"tests"}
+    assert undeclared == set()
+
+
+def _imports(folder: Path) -> Iterator[str]:
+    sources = [path.read_text(encoding="utf-8") for path in folder.rglob("*.py")]
+    for path in folder.glob("*.ipynb"):
+        cells = nbformat.read(path, as_version=4).cells
+        sources += [re.sub(r"(?m)^\s*[%!].*$", "", cell.source) for cell in cells if cell.cell_type == "code"]
+    for node in (node for source in sources for node in ast.walk(ast.parse(source))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.split(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            yield node.module.split(".")[0]
+
+
+# ---- one Python range
+
+
+def test_same_python_range_everywhere() -> None:
+    lowest = PYTHONS[0]
+    conda = next(d for d in _conda() if isinstance(d, str) and d.startswith("python"))
+    bounds = re.search(r"\((3, \d+)\) <= sys.version_info\[:2\] <= \((3, \d+)\)", MAKEFILE)
+    assert bounds is not None
+    classifiers = [c.rpartition(" ")[2] for c in PROJECT["project"]["classifiers"] if ":: Python :: 3." in c]
+    candidates = re.findall(r"python(3\.\d+)", re.findall(r"(?m)^PYTHON \?= (.*)$", MAKEFILE)[0])
+    assert sorted(candidates) == PYTHONS
+    assert [bound.replace(", ", ".") for bound in bounds.groups()] == [lowest, PYTHONS[-1]]
+    assert [version for version in MINORS if version in Requirement(conda).specifier] == PYTHONS
+    assert classifiers == PYTHONS
+    assert _workflow()["jobs"]["test"]["strategy"]["matrix"]["python"] == PYTHONS
+    assert set(re.findall(r"python(3\.\d+)", read("Dockerfile"))) <= set(PYTHONS)
+    assert PROJECT["tool"]["ruff"]["target-version"] == f"py{lowest.replace('.', '')}"
+    assert PROJECT["tool"]["mypy"]["python_version"] == lowest
+
+
+# ---- conda, container, workflow, licence, citation
+
+
+def _conda() -> list[Any]:
+    return list(yaml.safe_load(read("environment.yml"))["dependencies"])
+
+
+def test_conda_takes_python_and_pip_only_and_the_rest_from_the_lock() -> None:
+    assert yaml.safe_load(read("environment.yml"))["channels"] == ["conda-forge", "nodefaults"]
+    names = [Requirement(entry).name for entry in _conda() if isinstance(entry, str)]
+    assert names == ["python", "pip"]
+    assert _conda()[-1] == {"pip": ["-r requirements.lock", "-e ."]}
+
+
+def _instructions() -> list[tuple[str, str]]:
+    """(INSTRUCTION, rest) of the Dockerfile, without comments, continuation lines joined."""
+    text = re.sub(r"(?m)^\s*#.*\n", "", read("Dockerfile"))
+    lines = [line.strip() for line in text.replace("\\\n", " ").splitlines() if line.strip()]
+    return [(line.split(None, 1)[0], line.split(None, 1)[1]) for line in lines]
+
+
+def test_dockerfile_passes_hadolint() -> None:
+    done = subprocess.run([BIN / "hadolint", ROOT / "Dockerfile"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "")
+
+
+def test_dockerfile_installs_the_lock_before_it_copies_the_source() -> None:
+    steps = [f"{name} {rest}" for name, rest in _instructions()]
+    lock = next(i for i, step in enumerate(steps) if re.match(r"COPY .*requirements\.lock", step))
+    install = next(i for i, step in enumerate(steps) if "-r requirements.lock" in step)
+    source = next(i for i, step in enumerate(steps) if re.match(r"COPY .*\. \.$", step))
+    finish = next(i for i, step in enumerate(steps) if step == "RUN make env")
+    assert lock < install < source < finish
+
+
+def test_container_makes_the_figures_as_a_user_without_privileges() -> None:
+    last = dict(_instructions())
+    assert last["USER"].split(":")[0] not in {"root", "0"}
+    assert json.loads(last["ENTRYPOINT"]) == ["tini", "--"]
+    assert json.loads(last["CMD"]) == ["make", "figures"]
+    assert re.fullmatch(r"BASE=nvidia/cuda:13\.[\w.]+-base-ubuntu24\.04", last["ARG"])
+
+
+def test_jupyter_keeps_its_token() -> None:
+    assert re.search(r"(?i)token\s*=|password\s*=", read("Dockerfile") + MAKEFILE) is None
+
+
+def _workflow() -> Any:
+    return yaml.safe_load(read(".github/workflows/test.yml"))
+
+
+@pytest.mark.parametrize(
+    ("schema", "name"),
+    [("vendor.github-workflows", ".github/workflows/test.yml"), ("vendor.citation-file-format", "CITATION.cff")],
+)
+def test_file_is_valid_under_its_schema(schema: str, name: str) -> None:
+    command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", schema, str(ROOT / name)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+def test_workflow_runs_make_test_and_nothing_else() -> None:
+    steps = _workflow()["jobs"]["test"]["steps"]
+    assert list(_workflow()["jobs"]) == ["test"]
+    assert [step["run"] for step in steps if "run" in step] == ["make test"]
+    assert {step["uses"].split("@")[0] for step in steps if "uses" in step} == {
+        "actions/checkout",
+        "actions/setup-python",
+    }
+    assert _workflow()["permissions"] == {"contents": "read"}
+
+
+def test_licence_is_the_same_everywhere() -> None:
+    assert read("LICENSE").startswith("MIT License\n")
+    assert PROJECT["project"]["license"] == yaml.safe_load(read("CITATION.cff"))["license"] == "MIT"
+
+
+# ---- commands
+
+
+def test_ci_runs_make_test_from_any_folder(tmp_path: Path) -> None:
+    script = tmp_path / "checkout" / ".ci" / "run"
+    script.parent.mkdir(parents=True)
+    shutil.copy(ROOT / ".ci" / "run", script)
+    _executable(tmp_path / "bin" / "make", 'echo "$PWD: $*"; exit 3')
+    done = subprocess.run([script], cwd=tmp_path, env=_env(tmp_path / "bin"), capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (3, f"{tmp_path / 'checkout'}: test\n")
+
+
+def test_every_target_has_help_and_help_lists_it() -> None:
+    expected = ["help", "figures", "plots", "test", "readme", "lab", "html", "docker", "lock", "env", "clean"]
+    assert expected == TARGETS
+    assert sorted(re.findall(r"(?m)^\.PHONY: (.*)$", MAKEFILE)[0].split()) == sorted(TARGETS)
+    listed = subprocess.run(["make", "-C", ROOT, "--no-print-directory"], env=_env(), capture_output=True, text=True)
+    assert re.findall(r"(?m)^  make (\w+) +\S", listed.stdout) == expected
+
+
+# Stand-ins. An interpreter answers make's questions as one of that version would; its environment's own interpreter
+# writes down what it is asked to do, and fails or interrupts make (like Ctrl-C) at pip if the file `pip` says so.
+
+INTERPRETER = """
+case "$1" in
+-c) exec '{real}' -I -S -c "import sys; sys.version_info = {version}; sys.modules['{missing}'] = None; $2" ;;
+-m) for folder; do :; done; mkdir -p "$folder/bin"; touch "$folder/pyvenv.cfg"; echo "$0 $*" >> log
+    cp '{bin}/inside' "$folder/bin/python" ;;
+esac
+"""
+INSIDE = """
+if [ "$1" = -c ]; then exit 0; fi
+echo "$*" >> log
+case "$*" in
+*'pip freeze'*) printf 'B==2\\nnvidia-x==1\\ncuda-y==1\\ntriton==1\\npip==1\\na==1\\n' ;;
+*'pip install'*) case "$(cat pip 2>/dev/null)" in interrupt) kill -INT 0; sleep 5 ;; fail) exit 1 ;; esac ;;
+esac
+"""
+
+
+def _executable(path: Path, body: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"#!/bin/sh\n{body}")
+    path.chmod(0o755)
+
+
+def _env(first: Path | None = None) -> dict[str, str]:
+    """This environment, without what an outer make or its options would pass on; `first` comes first in PATH."""
+    passed_on = ("MAKE", "MFLAGS", "GNUMAKEFLAGS", "VENV", "PYTHON", "PROFILE", "DATASET", "NB", "FORCE", "LAB_FLAGS")
+    env = {name: value for name, value in os.environ.items() if not name.startswith(passed_on)}
+    return env | ({"PATH": f"{first}{os.pathsep}{env['PATH']}"} if first else {})
+
+
+class Checkout:
+    """A folder with what make needs to create an environment, and stand-ins for every interpreter it would try."""
+
+    def __init__(self, root: Path, versions: Mapping[str, tuple[int, int]] | None = None, missing: str = "-") -> None:
+        self.root = root / "checkout"
+        self.bin = root / "bin"
+        self.root.mkdir()
+        for name in ("Makefile", "pyproject.toml", "requirements.lock"):
+            shutil.copy(ROOT / name, self.root)
+        _executable(self.bin / "inside", INSIDE)
+        for name in ("python3", *(f"python{version}" for version in PYTHONS)):
+            version = (versions or {}).get(name)
+            values = {"real": sys.executable, "version": version, "missing": missing, "bin": self.bin}
+            _executable(self.bin / name, INTERPRETER.format(**values) if version else "exit 127")  # as pyenv's shims
+
+    @property
+    def stamp(self) -> Path:
+        return self.root / ".venv" / ".installed"
+
+    def make(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            ["make", *arguments],
+            cwd=self.root,
+            env=_env(self.bin),
+            capture_output=True,
+            text=True,
+            start_new_session=True,
+            timeout=60,
+        )
+
+    def log(self) -> list[str]:
+        """What the stand-ins were asked to do since the last call."""
+        path = self.root / "log"
+        lines = path.read_text().splitlines() if path.exists() else []
+        path.unlink(missing_ok=True)
+        return lines
+
+
+def _installs(lines: Iterable[str]) -> list[str]:
+    return [line.split("--no-build-isolation ")[1] for line in lines if "pip install" in line]
+
+
+WRONG = {"python3": (3, 10), "python3.13": (3, 14)}  # the second lies about its name; it is asked all the same
+
+
+@pytest.mark.parametrize(
+    ("versions", "missing", "words"),
+    [
+        (WRONG, "-", "no Python 3.11 to 3.13 among: python3 python3.13 python3.12 python3.11."),
+        ({}, "-", "no Python 3.11 to 3.13"),
+        ({"python3": (3, 12)}, "ensurepip", "python3 lacks its venv module: install it (Debian, Ubuntu: apt install"),
+        ({"python3": (3, 12)}, "venv", "python3 lacks its venv module"),
+    ],
+    ids=["wrong versions", "none", "no ensurepip", "no venv"],
+)
+def test_no_usable_python_gives_one_line(
+    tmp_path: Path, versions: Mapping[str, tuple[int, int]], missing: str, words: str
+) -> None:
+    checkout = Checkout(tmp_path, versions, missing)
+    done = checkout.make("figures")
+    assert done.returncode != 0
+    assert done.stdout == ""
+    assert len(done.stderr.splitlines()) == 1
+    assert words in done.stderr
+    assert not (checkout.root / ".venv").exists()
+
+
+@pytest.mark.parametrize(
+    ("versions", "arguments", "chosen"),
+    [
+        ({"python3": (3, 11), "python3.13": (3, 13)}, [], "python3"),
+        ({"python3": (3, 10), "python3.12": (3, 12), "python3.11": (3, 11)}, [], "python3.12"),
+        ({"python3": (3, 13), "python3.11": (3, 11)}, ["PYTHON=python3.11"], "python3.11"),
+    ],
+    ids=["python3 first", "newest in range", "named"],
+)
+def test_first_usable_python_is_taken(
+    tmp_path: Path, versions: Mapping[str, tuple[int, int]], arguments: list[str], chosen: str
+) -> None:
+    checkout = Checkout(tmp_path, versions)
+    assert checkout.make("env", *arguments).returncode == 0
+    assert checkout.log()[0] == f"{checkout.bin / chosen} -m venv .venv"
+
+
+def test_environment_is_installed_from_the_lock_once_and_again_when_the_lock_changes(tmp_path: Path) -> None:
+    checkout = Checkout(tmp_path, {"python3": (3, 12)})
+    expected = ["-r requirements.lock", "--no-deps -e ."]
+    assert checkout.make("figures", "NB=03", "PROFILE=smoke", "FORCE=1").returncode == 0
+    first = checkout.log()
+    assert _installs(first) == expected
+    assert first[-1] == "-m scripts.figures --profile smoke --dataset auto --only 03 --force"
+    assert checkout.make("plots").returncode == 0
+    assert checkout.log() == ["-m scripts.figures --profile paper --dataset auto --redraw"]
+    os.utime(checkout.stamp, (0, 0))  # as if the lock had been changed since
+    assert checkout.make("env").returncode == 0
+    again = checkout.log()
+    assert _installs(again) == expected
+    assert not any("-m venv" in line for line in again)
+
+
+@pytest.mark.parametrize("how", ["interrupt", "fail"])
+def test_interrupted_install_leaves_no_stamp(tmp_path: Path, how: str) -> None:
+    checkout = Checkout(tmp_path, {"python3": (3, 12)})
+    assert checkout.make("env").returncode == 0
+    os.utime(checkout.stamp, (0, 0))
+    (checkout.root / "pip").write_text(how)
+    assert checkout.make("figures").returncode != 0
+    assert not checkout.stamp.exists()
+    assert not any("scripts.figures" in line for line in checkout.log())
+    (checkout.root / "pip").unlink()
+    assert checkout.make("figures").returncode == 0
+    assert checkout.stamp.exists()
+    assert _installs(checkout.log()) == ["-r requirements.lock", "--no-deps -e ."]
+
+
+def test_broken_environment_is_created_anew(tmp_path: Path) -> None:
+    checkout = Checkout(tmp_path, {"python3": (3, 12)})
+    (checkout.root / ".venv").mkdir()
+    (checkout.root / ".venv" / "pyvenv.cfg").touch()  # an interrupt inside `python -m venv`: no interpreter yet
+    assert checkout.make("env").returncode == 0
+    assert checkout.log()[0].endswith("-m venv --clear .venv")
+
+
+def test_lock_is_written_from_the_environment(tmp_path: Path) -> None:
+    checkout = Checkout(tmp_path, {"python3": (3, 12)})
+    lock = checkout.root / "requirements.lock"
+    header = [line for line in lock.read_text().splitlines() if line.startswith("#")]
+    assert checkout.make("lock").returncode == 0
+    assert lock.read_text().splitlines() == [*header, "B==2", "a==1"]
+    checkout.log()
+    assert checkout.make("env").returncode == 0
+    assert checkout.log() == []
+
+
+def test_clean_keeps_results_and_environment(tmp_path: Path) -> None:
+    checkout = Checkout(tmp_path)
+    kept = ["figures/01_a.png", "notebooks/01_a.ipynb", ".venv/lib/__pycache__/a.pyc"]
+    gone = ["build/a", "paperlib/__pycache__/a.pyc", "notebooks/.ipynb_checkpoints/a", ".mypy_cache/a"]
+    for name in kept + gone:
+        (checkout.root / name).parent.mkdir(parents=True, exist_ok=True)
+        (checkout.root / name).touch()
+    assert checkout.make("clean").returncode == 0
+    assert [name for name in kept + gone if (checkout.root / name).exists()] == kept

@@ -1,0 +1,180 @@
+"""Committed notebooks are executed, small and machine-free, and the smoke profile makes all their figures."""
+
+import ast
+import copy
+import hashlib
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbformat import NotebookNode
+
+ROOT = Path(__file__).resolve().parents[1]
+PATHS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+MACHINE_PATH = re.compile(r"(?<![\w.:/])/(home|Users|root|work|tmp|mnt|usr|opt)/|[A-Z]:\\\\|site-packages")
+TIMESTAMP = re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d")
+SMOKE = ROOT / "build" / "smoke-mnist5k"
+
+every_notebook = pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
+
+
+def read(path: Path) -> NotebookNode:
+    return nbformat.read(path, as_version=4)
+
+
+def code(nb: NotebookNode) -> list[NotebookNode]:
+    return [cell for cell in nb.cells if cell.cell_type == "code"]
+
+
+def promised(path: Path) -> list[str]:
+    return list(read(path).metadata["paperlib"]["figures"])
+
+
+def text_of(path: Path) -> str:
+    """All that the file says, without pictures, whose encoding may hold any word by chance."""
+    nb = copy.deepcopy(read(path))
+    for cell in code(nb):
+        for output in cell.outputs:
+            for kind in [kind for kind in output.get("data", {}) if kind.startswith("image/")]:
+                del output["data"][kind]
+    return json.dumps(nb, ensure_ascii=False)
+
+
+def test_the_four_notebooks_are_there() -> None:
+    names = [path.stem for path in PATHS]
+    assert names[:4] == ["01_toy_2d", "02_mnist_training", "03_attacks", "04_certification"]
+    assert all(re.fullmatch(r"\d\d_\w+", name) for name in names)
+
+
+@every_notebook
+def test_a_notebook_is_valid(path: Path) -> None:
+    nb = json.loads(path.read_text())
+    assert nb["nbformat"] == 4
+    nbformat.validate(nb)
+    assert nb["metadata"]["kernelspec"]["name"] == "python3"
+
+
+@every_notebook
+def test_a_notebook_was_executed_from_top_to_bottom(path: Path) -> None:
+    counts = [cell.execution_count for cell in code(read(path))]
+    assert counts == list(range(1, len(counts) + 1))
+
+
+@every_notebook
+def test_no_cell_ended_in_an_error_or_complained(path: Path) -> None:
+    for cell in code(read(path)):
+        for output in cell.outputs:
+            assert output.output_type != "error", f"{output.ename}: {output.evalue}"
+            assert output.get("name") != "stderr", output.text
+
+
+@every_notebook
+def test_an_executed_notebook_shows_its_figures(path: Path) -> None:
+    pictures = [out for cell in code(read(path)) for out in cell.outputs if "image/png" in out.get("data", {})]
+    assert len(pictures) >= len(promised(path))
+
+
+@every_notebook
+def test_the_parameters_are_profile_dataset_and_recompute(path: Path) -> None:
+    cells = [cell for cell in read(path).cells if "parameters" in cell.metadata.get("tags", [])]
+    assert len(cells) == 1 and cells[0].cell_type == "code"
+    values = {}
+    for statement in ast.parse(cells[0].source).body:
+        assert isinstance(statement, ast.Assign) and isinstance(statement.targets[0], ast.Name)
+        values[statement.targets[0].id] = ast.literal_eval(statement.value)
+    assert values == {"profile": "paper", "dataset": "auto", "recompute": False}
+    assert not any("injected-parameters" in cell.metadata.get("tags", []) for cell in read(path).cells)
+
+
+@every_notebook
+def test_a_notebook_is_under_one_megabyte(path: Path) -> None:
+    assert path.stat().st_size < 1_000_000
+
+
+@every_notebook
+def test_a_notebook_holds_no_machine_path_and_no_time(path: Path) -> None:
+    text = text_of(path)
+    for pattern in (MACHINE_PATH, TIMESTAMP):
+        found = pattern.search(text)
+        assert found is None, text[max(0, found.start() - 60) : found.end() + 60]
+
+
+@every_notebook
+def test_a_notebook_holds_nothing_of_the_run(path: Path) -> None:
+    nb = read(path)
+    assert not {"widgets", "papermill"} & nb.metadata.keys()
+    for cell in nb.cells:
+        assert not {"papermill", "execution"} & cell.metadata.keys()
+        assert not any("widget" in kind for out in cell.get("outputs", []) for kind in out.get("data", {}))
+
+
+@every_notebook
+def test_each_promised_figure_is_named_after_its_notebook_and_drawn_in_it(path: Path) -> None:
+    names = promised(path)
+    source = "\n".join(cell.source for cell in code(read(path)))
+    assert names and len(set(names)) == len(names)
+    assert all(name.startswith(path.name[:3]) for name in names)
+    drawn = re.findall(r'results\.figure\((?s:.*?)"(\d\d_\w+)",?\s*\)', source)
+    assert sorted(drawn) == sorted(names)
+
+
+def test_what_a_notebook_needs_comes_before_it() -> None:
+    for path in PATHS:
+        assert all(need < path.name[:2] for need in read(path).metadata["paperlib"]["needs"])
+
+
+@every_notebook
+def test_a_notebook_tells_its_part_as_a_paper_would(path: Path) -> None:
+    nb = read(path)
+    assert nb.cells[0].cell_type == "markdown" and nb.cells[0].source.startswith("# ")
+    prose = "\n".join(cell.source for cell in nb.cells if cell.cell_type == "markdown")
+    assert all(word in prose for word in ("**Claim.**", "**What we saw.**", "**Limits.**", "$"))
+
+
+@every_notebook
+def test_logic_lives_in_the_library(path: Path) -> None:
+    source = "\n".join(cell.source for cell in code(read(path)))
+    tree = ast.parse(source)
+    assert not any(isinstance(node, ast.ClassDef | ast.While) for node in ast.walk(tree))
+    assert not re.search(r"^\s*[%!]|\bopen\(|\bchdir\b|\.backward\(", source.replace("Results.open(", ""), re.MULTILINE)
+
+
+@pytest.mark.skipif(not (ROOT / "README.md").exists(), reason="there is no README.md yet")
+@every_notebook
+def test_the_readme_lists_each_notebook(path: Path) -> None:
+    assert f"notebooks/{path.name}" in (ROOT / "README.md").read_text()
+
+
+def committed() -> dict[str, str]:
+    folders = (ROOT / "figures", ROOT / "notebooks")
+    files = [path for folder in folders for path in folder.rglob("*") if path.is_file() and path.name[0] != "."]
+    return {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def make_smoke(tmp_path: Path) -> str:
+    """Run the smoke profile as `make figures PROFILE=smoke` does, with no data to be found; returns what it prints."""
+    env = {name: value for name, value in os.environ.items() if not name.startswith("PAPERLIB_")}
+    env |= {"PAPERLIB_DATA": str(tmp_path / "no data here"), "MPLBACKEND": "Agg"}
+    command = [sys.executable, "-m", "scripts.figures", "--profile", "smoke", "--dataset", "auto"]
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_the_smoke_profile_makes_every_figure_and_touches_no_committed_result(tmp_path: Path) -> None:
+    before = committed()
+    make_smoke(tmp_path)
+    assert committed() == before
+    for path in PATHS:
+        for name in promised(path):
+            assert (SMOKE / "figures" / f"{name}.png").read_bytes().startswith(b"\x89PNG"), name
+            assert (SMOKE / "figures" / f"{name}.pdf").read_bytes().startswith(b"%PDF"), name
+        executed = [cell for cell in code(read(SMOKE / "notebooks" / path.name)) if cell.source.strip()]
+        assert [cell.execution_count for cell in executed] == list(range(1, len(executed) + 1))
+    assert "nothing to do" in make_smoke(tmp_path)
+    assert not (tmp_path / "no data here").exists()
