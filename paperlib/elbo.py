@@ -60,10 +60,10 @@ class Boxes:
 
 def boxes(vae: VAE, box: Interval, noise: Tensor, target: Interval) -> Boxes:
     """Propagate an input box through encoder, reparametrisation and decoder (paper, section 3)."""
-    mean, log_var = propagate(vae.encoder, box).chunk(2, dim=-1)
+    mean, log_var = propagate(vae.encoder, box, "encoder").chunk(2, dim=-1)
     _same_shape("the encoder's mean", mean.lower, "noise", noise, box.lower)
     latent = gaussian.reparametrize_bounds(mean, log_var, noise)
-    output = propagate(vae.decoder, latent)
+    output = propagate(vae.decoder, latent, "decoder")
     _same_shape("the decoder's output", output.lower, "target", target.lower, box.lower)
     return Boxes(target, mean, log_var, latent, output)
 

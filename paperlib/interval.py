@@ -108,27 +108,28 @@ class LinfBall:
             )
 
 
-def propagate(module: nn.Module, box: Interval) -> Interval:
+def propagate(module: nn.Module, box: Interval, name: str = "") -> Interval:
     """A box that contains module(x) for every x in `box`; differentiable in the parameters and in both ends.
 
     Args:
         module: a layer with an interval rule, or a `nn.Sequential` of such. Own layers need one rule:
             `@interval_rule.register(MyLayer)` above a function `(layer, box) -> Interval`.
         box: [batch, *shape].
+        name: the module's place in a larger network, for messages.
 
     Raises:
-        UnsupportedLayerError: a layer without a rule, with its place in the network.
+        UnsupportedLayerError: a layer without a rule, or one that hooks make compute something else; with its place.
         ValueError: batch normalisation or dropout in training mode, where the output is no function of one example.
     """
-    return _propagate(module, box, "")
-
-
-def _propagate(module: nn.Module, box: Interval, path: str) -> Interval:
+    place = f"{type(module).__name__} at {name!r}" if name else type(module).__name__
+    if module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module):
+        raise UnsupportedLayerError(
+            f"{place} has forward hooks or a replaced forward, which no rule can see: remove them"
+        )
     if isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward:
-        for name, child in module.named_children():
-            box = _propagate(child, box, f"{path}.{name}" if path else name)
+        for child_name, child in module.named_children():
+            box = propagate(child, box, f"{name}.{child_name}" if name else child_name)
         return box
-    place = f"{type(module).__name__} at {path!r}" if path else type(module).__name__
     rule_type = _rule_type(type(module))
     if rule_type is None:
         raise UnsupportedLayerError(
@@ -158,7 +159,7 @@ def interval_rule(layer: nn.Module, box: Interval) -> Interval:
 
 
 def affine(box: Interval, linear: Callable[[Tensor], Tensor], absolute: Callable[[Tensor], Tensor]) -> Interval:
-    """The exact box of an affine map: its centre goes through W and b, its radius through |W| without b."""
+    """The box of an affine map, exact if each input enters W once: centre through W and b, radius through |W|."""
     center, radius = linear(box.center), absolute(box.radius)
     return Interval(center - radius, center + radius)
 
@@ -236,7 +237,7 @@ def _(layer: nn.Softplus, box: Interval) -> Interval:
     # torch returns x itself above threshold / beta: there the function steps down, from `top` to `switch`
     switch = layer.threshold / layer.beta
     top = switch + math.log1p(math.exp(-layer.threshold)) / layer.beta
-    steps = (box.lower <= switch) & (box.upper >= switch)
+    steps = (box.lower <= switch) & (box.upper > switch)
     image = box.map(layer)
     return Interval(
         torch.where(steps, image.lower.clamp(max=switch), image.lower),

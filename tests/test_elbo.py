@@ -143,7 +143,7 @@ def test_a_user_network_of_every_layer_passes_the_audit() -> None:
     vae = VAE(encoder, decoder, Bernoulli(), 2).double()
     vae.encoder(torch.randn(32, 1, 4, 4).double())  # sets the running statistics
     x, noise = torch.rand(3, 1, 4, 4).double(), torch.randn(3, 2).double()
-    with pytest.raises(ValueError, match=r"BatchNorm2d at '1': .*\.eval\(\)"):
+    with pytest.raises(ValueError, match=r"BatchNorm2d at 'encoder.1': .*\.eval\(\)"):
         elbo_bounds(vae, x, LinfBall(0.1), noise)
     for target in TARGETS:
         audit(vae.eval(), x, 0.1, noise, target)

@@ -1,5 +1,6 @@
 """Boxes, the ball, and every interval rule: enclosure at random points and attainment at the corners, in float64."""
 
+import contextlib
 import math
 from collections.abc import Callable
 
@@ -268,6 +269,33 @@ def test_a_named_layer_is_named_in_the_refusal() -> None:
     net.add_module("squash", Softsign())
     with pytest.raises(UnsupportedLayerError, match="Softsign at 'squash'"):
         propagate(net, random_box(1, 2))
+
+
+def hooked(layer: nn.Module, how: str) -> nn.Module:
+    if how == "forward hook":
+        layer.register_forward_hook(lambda _, given, made: 3 * made)
+    elif how == "pre-hook":
+        layer.register_forward_pre_hook(lambda _, given: (3 * given[0],))
+    else:
+        layer.forward = lambda x: 3 * type(layer).forward(layer, x)
+    return layer
+
+
+@pytest.mark.parametrize("how", ["forward hook", "pre-hook", "forward of the instance"])
+@pytest.mark.parametrize(
+    "make", [lambda: nn.Linear(3, 2), lambda: nn.Sequential(nn.Linear(3, 2))], ids=["layer", "stack"]
+)
+def test_a_network_altered_from_outside_is_refused_or_enclosed(make: Callable[[], nn.Module], how: str) -> None:
+    net, box = hooked(make().double(), how), random_box(2, 3)
+    with contextlib.suppress(ValueError, UnsupportedLayerError):
+        assert_encloses(propagate(net, box), torch.stack([net(point) for point in points_of(*box)]))
+
+
+@pytest.mark.parametrize("threshold", [1.0, 20.0])
+def test_a_point_box_at_the_switch_of_softplus_is_the_forward_pass(threshold: float) -> None:
+    layer, x = nn.Softplus(threshold=threshold), torch.tensor([[threshold]], dtype=torch.float64)
+    for end in propagate(layer, Interval(x, x)):
+        assert torch.equal(end, layer(x))
 
 
 def test_a_subclass_that_keeps_forward_inherits_the_rule() -> None:
