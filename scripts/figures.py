@@ -24,7 +24,7 @@ from paperlib.data import DataError, checksum, data_root, resolve
 from paperlib.results import ROOT, home
 from scripts.nbfile import NotebookError
 from scripts.plan import Notebook, discover, fingerprint, outdated, plan
-from scripts.publish import RUNS, Site, publish, read_json, record, uninterrupted, write_json
+from scripts.publish import RUNS, Site, publish, published, read_json, record, uninterrupted, write_json
 
 CELL_SECONDS = 6 * 3600.0  # a guard against a hung cell, far above the slowest one on a slow laptop
 
@@ -67,10 +67,11 @@ def make(site: Site, notebook: Notebook, mark: str, *, redraw: bool) -> dict[str
         raise NotebookError(f"{notebook.path.name} was edited during the run: nothing published, please run again")
     stamp = read_json(site.stamp(notebook.number))
     with uninterrupted():  # an interrupt after the work is done shall not lose it
+        before = published(stage, site.home)
         files = publish(stage, site.home)
         if not redraw:
             entry = {"notebook": notebook.path.stem, "cores": cores(), **{k: round(v, 2) for k, v in report.items()}}
-            record(site, notebook.number, entry)
+            record(site, notebook.number, entry, changed=files != before)
             write_json(site.stamp(notebook.number), {"fingerprint": mark, "files": files})
         elif stamp:
             write_json(site.stamp(notebook.number), {**stamp, "files": {**stamp["files"], **files}})

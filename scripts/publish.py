@@ -17,7 +17,7 @@ from typing import Any
 
 from paperlib.rows import same_result
 
-RUNS = Path("figures/data/runs.json")  # measured seconds and memory: changes only when a notebook really ran
+RUNS = Path("figures/data/runs.json")  # measured seconds and memory of the runs that made the published results
 
 
 @dataclass(frozen=True)
@@ -65,16 +65,20 @@ def write_json(path: Path, value: object) -> None:
     part.replace(path)
 
 
+def published(stage: Path, home: Path) -> dict[str, str]:
+    """The SHA-256 of what the home holds of the stage's files, by name."""
+    return {name.as_posix(): digest(home / name) for name in _names(stage) if (home / name).is_file()}
+
+
 def publish(stage: Path, home: Path) -> dict[str, str]:
     """Move every file of the stage to its place in the home; returns the SHA-256 of each published file.
 
     All copies are complete beside their targets before the first target is replaced: a full disk or an interrupt while
     copying leaves the old files, every one of them.
     """
-    names = sorted(path.relative_to(stage) for path in stage.rglob("*") if path.is_file() and path.name[0] != ".")
     parts: list[tuple[Path, Path]] = []
     try:
-        for name in names:
+        for name in _names(stage):
             old, new = home / name, stage / name
             if old.exists() and same_result(old, new):
                 continue
@@ -87,7 +91,11 @@ def publish(stage: Path, home: Path) -> dict[str, str]:
     finally:
         for part, _ in parts:
             part.unlink(missing_ok=True)
-    return {name.as_posix(): digest(home / name) for name in names}
+    return published(stage, home)
+
+
+def _names(stage: Path) -> list[Path]:
+    return sorted(path.relative_to(stage) for path in stage.rglob("*") if path.is_file() and path.name[0] != ".")
 
 
 @contextmanager
@@ -116,8 +124,12 @@ def changed_file(site: Site, stamp: dict[str, Any]) -> str | None:
     return None
 
 
-def record(site: Site, number: str, entry: dict[str, Any]) -> None:
-    """Write what a run of one notebook cost, beside what the others cost."""
-    runs = {**read_json(site.home / RUNS), number: entry}
-    for path in (site.home / RUNS, site.work / "runs.json"):
-        write_json(path, runs)
+def record(site: Site, number: str, entry: dict[str, Any], *, changed: bool) -> None:
+    """Write what a run of one notebook cost, beside what the others cost.
+
+    A run that only confirmed the published results leaves the numbers published with them as they are.
+    """
+    kept = read_json(site.home / RUNS)
+    if changed or number not in kept:
+        write_json(site.home / RUNS, {**kept, number: entry})
+    write_json(site.work / "runs.json", {**read_json(site.work / "runs.json"), number: entry})
