@@ -46,7 +46,7 @@ def certify(
         log_likelihood - kl), attacked, attacked_log_likelihood, attacked_kl, certified. All ELBOs in nats, float64.
 
     Raises:
-        SandwichViolationError: certified <= attacked <= clean does not hold; names the worst example.
+        SandwichViolationError: certified <= attacked <= clean does not hold; shows the first row that breaks it.
         ValueError, UnsupportedLayerError: as `elbo_bounds`.
     """
     vae = vae.in_float64()

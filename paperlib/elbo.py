@@ -49,7 +49,7 @@ def elbo_terms(vae: VAE, x: Tensor, noise: Tensor, target: Tensor) -> tuple[Tens
 
 @dataclass(frozen=True)
 class Boxes:
-    """What the certificate knows on its way, in the order of section 2 of the design: one box for each quantity."""
+    """What the certificate finds on its way from the input to the likelihood: one box for each quantity."""
 
     target: Interval  # [batch, *data_shape]
     mean: Interval  # [batch, latent_dim]

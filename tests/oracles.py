@@ -90,7 +90,7 @@ def audit_case(name: str, likelihood: str = "bernoulli", batch: int = 3) -> tupl
     """A seeded network in float64 with inputs and noise: `CASES` names them.
 
     Interval bounds of a random network are so loose that most bugs hide in the slack, thus some are built to be tight:
-    each of "chain", "spread" and "flat" reaches one bound of section 2 of the design at a corner.
+    each of "chain", "spread" and "flat" reaches one bound of the certificate at a corner.
     """
     torch.manual_seed(1)
     vae = CASES[name](LIKELIHOODS[likelihood]()).double().eval()

@@ -18,7 +18,7 @@ from paperlib import data as data_module
 from paperlib import load_dataset
 from paperlib.data import CHECKSUMS, TOYS, DataError, Dataset, checksum, data_root, resolve
 
-DESIGN = """
+PUBLISHED = """
     ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db  MNIST/raw/train-images-idx3-ubyte
     65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5  MNIST/raw/train-labels-idx1-ubyte
     0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7  MNIST/raw/t10k-images-idx3-ubyte
@@ -84,9 +84,9 @@ def contents() -> dict[str, bytes]:
     return {str(path): path.read_bytes() for path in sorted(data_root().rglob("*")) if path.is_file()}
 
 
-def test_the_checksums_are_those_of_the_design() -> None:
+def test_the_checksums_are_those_of_the_published_files() -> None:
     ours = {file: sha for name in ("mnist", "fashion-mnist") for file, sha in CHECKSUMS[name].items()}
-    assert ours == {file: sha for sha, file in (line.split() for line in DESIGN.split("\n") if line.strip())}
+    assert ours == {file: sha for sha, file in (line.split() for line in PUBLISHED.split("\n") if line.strip())}
 
 
 @pytest.mark.usefixtures("embedded")
