@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from paperlib.config import TrainConfig
 from paperlib.data import Dataset, load_dataset
-from paperlib.elbo import certificate, elbo_terms
+from paperlib.elbo import Target, certificate, elbo_terms
 from paperlib.interval import LinfBall
 from paperlib.progress import Progress
 from paperlib.schedule import eps_at, kappa_at, lr_at
@@ -54,7 +54,9 @@ def choose_device(name: str = "auto") -> torch.device:
     return device
 
 
-def robust_loss(vae: VAE, x: Tensor, ball: LinfBall, noise: Tensor, kappa: float, target: str = "perturbed") -> Tensor:
+def robust_loss(
+    vae: VAE, x: Tensor, ball: LinfBall, noise: Tensor, kappa: float, target: Target = "perturbed"
+) -> Tensor:
     """minus the batch mean of  kappa * ELBO + (1 - kappa) * certificate  (paper, section 4): a scalar, in nats."""
     # minimise over the weights  -kappa ELBO(x) - (1 - kappa) C(x)  with  C(x) <= min over x' in the ball of ELBO(x')
     objective = torch.zeros(len(x), dtype=x.dtype, device=x.device)
@@ -62,7 +64,7 @@ def robust_loss(vae: VAE, x: Tensor, ball: LinfBall, noise: Tensor, kappa: float
         log_likelihood, kl = elbo_terms(vae, x, noise, x)
         objective = objective + kappa * (log_likelihood - kl)
     if kappa < 1:
-        objective = objective + (1 - kappa) * certificate(vae, x, ball, noise, target)  # type: ignore[arg-type]
+        objective = objective + (1 - kappa) * certificate(vae, x, ball, noise, target)
     return -objective.mean()
 
 
