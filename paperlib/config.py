@@ -41,6 +41,7 @@ class TrainConfig:
     target: Literal["perturbed", "clean"] = "perturbed"
     eps: float = 0.1  # in data units (pixels in [0, 1])
     kappa: float = 0.5
+    bound: Literal["ibp", "crown-ibp"] = "ibp"  # which certificate to train on
     steps: int = 6_900
     batch_size: int = 256
     lr: float = 2e-3
@@ -63,6 +64,7 @@ class TrainConfig:
             "target": self.target in ("perturbed", "clean"),
             "eps": 0 <= self.eps < math.inf,
             "kappa": 0 <= self.kappa <= 1,
+            "bound": self.bound in ("ibp", "crown-ibp"),
             "steps": self.steps > 0,
             "batch_size": self.batch_size > 0,
             "lr": 0 < self.lr < math.inf,

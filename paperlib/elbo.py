@@ -5,19 +5,20 @@ Shapes: x is [batch, *data_shape], noise is [batch, latent_dim], results are [ba
 the unperturbed x (denoising), and for `elbo` any tensor of the shape of x.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
-from paperlib import gaussian
-from paperlib.interval import Interval, LinfBall, propagate
+from paperlib import crown, gaussian
+from paperlib.boxes import Boxes, boxes, same_shape
+from paperlib.interval import Interval, LinfBall
 from paperlib.vae import VAE
 
 Target = Literal["perturbed", "clean"]
+Method = Literal["ibp", "crown-ibp", "crown"]
 
 
 def elbo(vae: VAE, x: Tensor, noise: Tensor, target: Target | Tensor = "perturbed") -> Tensor:
@@ -41,31 +42,10 @@ def elbo(vae: VAE, x: Tensor, noise: Tensor, target: Target | Tensor = "perturbe
 def elbo_terms(vae: VAE, x: Tensor, noise: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """The two parts of the ELBO, log p(target | z) and KL, each [batch], nats; checks shapes alone, for inner loops."""
     mean, log_var = vae.encode(x)
-    _same_shape("the encoder's mean", mean, "noise", noise, x)
+    same_shape("the encoder's mean", mean, "noise", noise, x)
     output = vae.decoder(gaussian.reparametrize(mean, log_var, noise))
-    _same_shape("the decoder's output", output, "target", target, x)
+    same_shape("the decoder's output", output, "target", target, x)
     return vae.likelihood.log_prob(output, target), gaussian.kl(mean, log_var)
-
-
-@dataclass(frozen=True)
-class Boxes:
-    """What the certificate finds on its way from the input to the likelihood: one box for each quantity."""
-
-    target: Interval  # [batch, *data_shape]
-    mean: Interval  # [batch, latent_dim]
-    log_var: Interval  # [batch, latent_dim]
-    latent: Interval  # [batch, latent_dim]
-    output: Interval  # [batch, *data_shape]
-
-
-def boxes(vae: VAE, box: Interval, noise: Tensor, target: Interval) -> Boxes:
-    """Propagate an input box through encoder, reparametrisation and decoder (paper, section 3)."""
-    mean, log_var = propagate(vae.encoder, box, "encoder").chunk(2, dim=-1)
-    _same_shape("the encoder's mean", mean.lower, "noise", noise, box.lower)
-    latent = gaussian.reparametrize_bounds(mean, log_var, noise)
-    output = propagate(vae.decoder, latent, "decoder")
-    _same_shape("the decoder's output", output.lower, "target", target.lower, box.lower)
-    return Boxes(target, mean, log_var, latent, output)
 
 
 def elbo_bounds(
@@ -73,8 +53,9 @@ def elbo_bounds(
     x: Tensor,
     ball: LinfBall,
     noise: Tensor,
-    method: Literal["ibp"] = "ibp",
+    method: Method = "ibp",
     target: Target = "perturbed",
+    steps: int = 0,
 ) -> Interval:
     """Certified: every x' in the ball around x has lower <= ELBO(x'; noise) <= upper, [batch], in nats.
 
@@ -91,20 +72,55 @@ def elbo_bounds(
         UnsupportedLayerError: a layer without interval rule.
     """
     known = _checked_boxes(vae, x, ball, noise, method, target)
+    return bounds_over(vae, known, noise, method, steps)
+
+
+def bounds_over(vae: VAE, known: Boxes, noise: Tensor, method: str, steps: int = 0) -> Interval:
+    """`elbo_bounds` over boxes that are known: any box of inputs, not only a ball. Checks nothing."""
     log_likelihood = vae.likelihood.bounds(known.output, known.target)
     kl = gaussian.kl_bounds(known.mean, known.log_var)
-    return Interval(log_likelihood.lower - kl.upper, log_likelihood.upper - kl.lower)
+    bounds = Interval(log_likelihood.lower - kl.upper, log_likelihood.upper - kl.lower)
+    if method == "ibp":
+        return bounds
+    relaxed = _relaxed(vae, known, noise, method)
+    return Interval(
+        _better(bounds.lower, crown.lower(relaxed, steps), torch.maximum, -1),
+        _better(bounds.upper, crown.upper(relaxed, steps), torch.minimum, 1),
+    )
 
 
-def certificate(vae: VAE, x: Tensor, ball: LinfBall, noise: Tensor, target: Target = "perturbed") -> Tensor:
+def certificate(
+    vae: VAE,
+    x: Tensor,
+    ball: LinfBall,
+    noise: Tensor,
+    target: Target = "perturbed",
+    method: Method = "ibp",
+    steps: int = 0,
+) -> Tensor:
     """The lower end of `elbo_bounds` alone, [batch], in nats: what proVAE trains on."""
-    known = _checked_boxes(vae, x, ball, noise, "ibp", target)
-    return vae.likelihood.lower(known.output, known.target) - gaussian.kl_upper(known.mean, known.log_var)
+    known = _checked_boxes(vae, x, ball, noise, method, target)
+    lower = vae.likelihood.lower(known.output, known.target) - gaussian.kl_upper(known.mean, known.log_var)
+    if method == "ibp":
+        return lower
+    relaxed = _relaxed(vae, known, noise, method)
+    return _better(lower, crown.lower(relaxed, steps), torch.maximum, -1)
+
+
+def _relaxed(vae: VAE, known: Boxes, noise: Tensor, method: str) -> crown.Relaxed:
+    relaxed = crown.relax(vae, known, noise)
+    return crown.refine(relaxed) if method == "crown" else relaxed
+
+
+def _better(interval: Tensor, linear: Tensor, best: Callable[[Tensor, Tensor], Tensor], away: int) -> Tensor:
+    # Moved away by a few units of rounding, a linear bound never passes the interval's by rounding alone.
+    slack = away * 64 * torch.finfo(linear.dtype).eps * (1 + linear.detach().abs())
+    return best(interval, linear + slack)
 
 
 def _checked_boxes(vae: VAE, x: Tensor, ball: LinfBall, noise: Tensor, method: str, target: str) -> Boxes:
-    if method != "ibp":
-        raise ValueError(f'unknown method {method!r}; use "ibp"')
+    if method not in get_args(Method):
+        raise ValueError(f"unknown method {method!r}; use one of {', '.join(map(repr, get_args(Method)))}")
     check_target(target)
     check_inputs(vae, x, noise)
     box = ball.box(x)
@@ -132,12 +148,6 @@ def check_inputs(vae: VAE, x: Tensor, noise: Tensor) -> None:
         if not torch.isfinite(tensor).all():
             index = (~torch.isfinite(tensor)).nonzero()[0].tolist()
             raise ValueError(f"{name} is not finite at index {index}")
-
-
-def _same_shape(what: str, made: Tensor, name: str, given: Tensor, x: Tensor) -> None:
-    # Broadcasting would turn a wrong shape into a wrong number.
-    if made.shape != given.shape:
-        raise ValueError(f"{what} is {list(made.shape)} for x of {list(x.shape)}, {name} is {list(given.shape)}")
 
 
 @contextmanager

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from paperlib.interval import Interval
+from paperlib.relaxation import Band, chord_above, concave, tangent
 
 
 def reparametrize(mean: Tensor, log_var: Tensor, noise: Tensor) -> Tensor:
@@ -21,6 +22,19 @@ def reparametrize_bounds(mean: Interval, log_var: Interval, noise: Tensor) -> In
     """
     low, high = (torch.exp(end / 2) * noise for end in log_var)
     return Interval(mean.lower + torch.minimum(low, high), mean.upper + torch.maximum(low, high))
+
+
+def scale_band(log_var: Interval) -> Band:
+    """Lines around exp(log_var / 2), convex: the chord above and the tangent of its slope below."""
+
+    def scale(v: Tensor) -> Tensor:
+        return torch.exp(v / 2)
+
+    def slope(v: Tensor) -> Tensor:
+        return scale(v) / 2
+
+    above = chord_above(scale, slope, log_var)
+    return Band(tangent(scale, slope, 2 * torch.log(2 * above.slope)), above)
 
 
 def kl(mean: Tensor, log_var: Tensor) -> Tensor:
@@ -42,6 +56,13 @@ def kl_upper(mean: Interval, log_var: Interval) -> Tensor:
     """The upper end of `kl_bounds`, [batch], in nats: all that a lower bound of the ELBO needs."""
     largest = torch.maximum(*map(_mean_term, mean)) + torch.maximum(*map(_log_var_term, log_var))
     return largest.sum(-1) / 2
+
+
+def kl_bands(mean: Interval, log_var: Interval) -> tuple[Band, Band]:
+    """Lines around the two terms of -KL, -mean^2 / 2 and (log_var + 1 - exp(log_var)) / 2: both are concave."""
+    of_mean = concave(lambda m: -_mean_term(m) / 2, torch.neg, mean)
+    of_log_var = concave(lambda v: -_log_var_term(v) / 2, lambda v: -torch.expm1(v) / 2, log_var)
+    return of_mean, of_log_var
 
 
 def _mean_term(mean: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import singledispatch
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -121,6 +122,22 @@ def propagate(module: nn.Module, box: Interval, name: str = "") -> Interval:
         UnsupportedLayerError: a layer without a rule, or one that hooks make compute something else; with its place.
         ValueError: batch normalisation or dropout in training mode, where the output is no function of one example.
     """
+    return trace(module, box, name)[-1]
+
+
+def trace(module: nn.Module, box: Interval, name: str = "") -> list[Interval]:
+    """`propagate` with every box on the way: the input's, and after each layer its output's. Errors as there."""
+    found = [box]
+    for place, layer in layers(module, name):
+        found.append(apply_rule(interval_rule, place, layer, found[-1]))
+    return found
+
+
+def layers(module: nn.Module, name: str = "") -> Iterator[tuple[str, nn.Module]]:
+    """The layers of a possibly nested `nn.Sequential` in order, each with its place for messages.
+
+    Raises UnsupportedLayerError where hooks make a module compute something that no rule can see.
+    """
     place = f"{type(module).__name__} at {name!r}" if name else type(module).__name__
     if module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module):
         raise UnsupportedLayerError(
@@ -128,33 +145,41 @@ def propagate(module: nn.Module, box: Interval, name: str = "") -> Interval:
         )
     if isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward:
         for child_name, child in module.named_children():
-            box = propagate(child, box, f"{name}.{child_name}" if name else child_name)
-        return box
-    rule_type = _rule_type(type(module))
+            yield from layers(child, f"{name}.{child_name}" if name else child_name)
+    else:
+        yield place, module
+
+
+def apply_rule(rules: Any, place: str, layer: nn.Module, box: Interval) -> Any:
+    """What the rule registered for this type of layer in `rules` says; errors name the layer and its place."""
+    rule_type = _rule_type(rules, type(layer))
     if rule_type is None:
         raise UnsupportedLayerError(
-            f"no interval rule for {place}; register one with "
-            f"@interval_rule.register({type(module).__name__}) on a function (layer, box) -> Interval"
+            f"no {rules.__name__.replace('_', ' ')} for {place}; register one with "
+            f"@{rules.__name__}.register({type(layer).__name__}) on a function {rules.__doc__.splitlines()[0]}"
         )
-    if getattr(module, "inplace", False):
+    if getattr(layer, "inplace", False):
         box = box.map(torch.clone)  # the caller's box stays as it is
     try:
-        return interval_rule.dispatch(rule_type)(module, box)
+        return rules.dispatch(rule_type)(layer, box)
     except ValueError as error:
         raise ValueError(f"{place}: {error}") from error
 
 
-def _rule_type(layer: type) -> type | None:
+def _rule_type(rules: Any, layer: type) -> type | None:
     # A subclass that overrides forward computes something else than its parent: it needs a rule of its own.
     for base in layer.__mro__:
-        if base in interval_rule.registry and base is not object:
+        if base in rules.registry and base is not object:
             return base if layer.forward is base.forward else None  # type: ignore[attr-defined]
     return None
 
 
 @singledispatch
 def interval_rule(layer: nn.Module, box: Interval) -> Interval:
-    """The rule for one type of layer: a box that contains layer(x) for all x in the given box."""
+    """(layer, box) -> Interval
+
+    The rule for one type of layer: a box that contains layer(x) for all x in the given box.
+    """
     raise UnsupportedLayerError(f"no interval rule for {type(layer).__name__}")
 
 

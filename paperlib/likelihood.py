@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from paperlib.interval import Interval
+from paperlib.relaxation import Choice, Plane, chord_below, tangent
 
 
 class Likelihood(nn.Module, ABC):
@@ -33,6 +34,17 @@ class Likelihood(nn.Module, ABC):
     def mean(self, output: Tensor) -> Tensor:
         """The expected data under the likelihood, [batch, *data_shape]: what a reconstruction shows."""
 
+    def plane_below(self, output: Interval, target: Interval) -> Plane | Choice[Plane]:
+        """Planes in output and target, one for each element, whose sum is below `log_prob` over both boxes.
+
+        Only the linear bounds need this and `plane_above`; raises NotImplementedError where a likelihood has none.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no plane_below, which linear bounds need: use method=\"ibp\"")
+
+    def plane_above(self, output: Interval, target: Interval) -> Plane | Choice[Plane]:
+        """Planes in output and target, one for each element, whose sum is above `log_prob` over both boxes."""
+        raise NotImplementedError(f"{type(self).__name__} has no plane_above, which linear bounds need: use method=\"ibp\"")
+
     def bounds(self, output: Interval, target: Interval) -> Interval:
         """An interval that contains `log_prob` over both boxes, [batch]."""
         return Interval(self.lower(output, target), self.upper(output, target))
@@ -41,6 +53,19 @@ class Likelihood(nn.Module, ABC):
 def _softplus(logit: Tensor) -> Tensor:
     # torch steps from log(1 + exp(l)) down to l at its default threshold of 20, by 2e-9; at 50 by less than rounding.
     return F.softplus(logit, threshold=50)
+
+
+def _minus_softplus(logit: Tensor) -> Tensor:
+    return -_softplus(logit)
+
+
+def _minus_sigmoid(logit: Tensor) -> Tensor:
+    return -torch.sigmoid(logit)
+
+
+def _flattest(first: Tensor, second: Tensor) -> Tensor:
+    # The weight at which (1 - weight) * first + weight * second, first <= second, is nearest to 0.
+    return (-first / (second - first).clamp(min=torch.finfo(first.dtype).tiny)).clamp(0, 1)
 
 
 def _total(terms: Tensor) -> Tensor:
@@ -75,6 +100,26 @@ class Bernoulli(Likelihood):
             best = value if best is None else torch.maximum(best, value)
         assert best is not None
         return _total(best)
+
+    # Planes: t * l by either of McCormick's planes, and the concave -softplus(l) by its chord or a tangent.
+
+    def plane_below(self, output: Interval, target: Interval) -> Choice[Plane]:
+        line = chord_below(_minus_softplus, _minus_sigmoid, output)
+        planes = [
+            Plane(t + line.slope, l, line.offset - t * l)
+            for t, l in ((target.lower, output.lower), (target.upper, output.upper))
+        ]
+        return Choice(*planes, _flattest(*output))
+
+    def plane_above(self, output: Interval, target: Interval) -> Choice[Plane]:
+        # The tangent touches where the fit of the middle target is best.
+        best = torch.logit(target.center.clamp(0, 1)).clamp(output.lower, output.upper)
+        line = tangent(_minus_softplus, _minus_sigmoid, best)
+        planes = [
+            Plane(t + line.slope, l, line.offset - t * l)
+            for t, l in ((target.upper, output.lower), (target.lower, output.upper))
+        ]
+        return Choice(*planes, _flattest(*output))
 
     def mean(self, output: Tensor) -> Tensor:
         return torch.sigmoid(output)
@@ -112,9 +157,27 @@ class Gaussian(Likelihood):
         nearest = torch.maximum(target.lower - output.upper, output.lower - target.upper).clamp(min=0)
         return self._log_density(nearest)
 
+    def plane_below(self, output: Interval, target: Interval) -> Plane:
+        # concave in the distance output - target: chord
+        distance = Interval(output.lower - target.upper, output.upper - target.lower)
+        line = chord_below(self._log_density_terms, self._slope, distance)
+        return Plane(line.slope, -line.slope, line.offset)
+
+    def plane_above(self, output: Interval, target: Interval) -> Plane:
+        # tangent at the best distance
+        best = torch.zeros_like(output.lower).clamp(output.lower - target.upper, output.upper - target.lower)
+        line = tangent(self._log_density_terms, self._slope, best)
+        return Plane(line.slope, -line.slope, line.offset)
+
     def mean(self, output: Tensor) -> Tensor:
         return output
 
     def _log_density(self, distance: Tensor) -> Tensor:
+        return _total(self._log_density_terms(distance))
+
+    def _log_density_terms(self, distance: Tensor) -> Tensor:
         standardized = distance * torch.exp(-self.log_scale)
-        return _total(-standardized.square() / 2 - self.log_scale - math.log(2 * math.pi) / 2)
+        return -standardized.square() / 2 - self.log_scale - math.log(2 * math.pi) / 2
+
+    def _slope(self, distance: Tensor) -> Tensor:
+        return -distance * torch.exp(-2 * self.log_scale)

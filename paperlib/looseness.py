@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from paperlib import gaussian
 from paperlib.attack import descend, pgd
-from paperlib.elbo import boxes, elbo, elbo_bounds
+from paperlib.boxes import boxes
+from paperlib.elbo import elbo, elbo_bounds
 from paperlib.interval import Interval, LinfBall, propagate
 from paperlib.vae import VAE
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from paperlib.config import TrainConfig
 from paperlib.data import Dataset, load_dataset
-from paperlib.elbo import Target, certificate, elbo_terms
+from paperlib.elbo import Method, Target, certificate, elbo_terms
 from paperlib.interval import LinfBall
 from paperlib.progress import Progress
 from paperlib.schedule import eps_at, kappa_at, lr_at
@@ -55,7 +55,13 @@ def choose_device(name: str = "auto") -> torch.device:
 
 
 def robust_loss(
-    vae: VAE, x: Tensor, ball: LinfBall, noise: Tensor, kappa: float, target: Target = "perturbed"
+    vae: VAE,
+    x: Tensor,
+    ball: LinfBall,
+    noise: Tensor,
+    kappa: float,
+    target: Target = "perturbed",
+    method: Method = "ibp",
 ) -> Tensor:
     """minus the batch mean of  kappa * ELBO + (1 - kappa) * certificate  (paper, section 4): a scalar, in nats."""
     # minimise over the weights  -kappa ELBO(x) - (1 - kappa) C(x)  with  C(x) <= min over x' in the ball of ELBO(x')
@@ -64,7 +70,7 @@ def robust_loss(
         log_likelihood, kl = elbo_terms(vae, x, noise, x)
         objective = objective + kappa * (log_likelihood - kl)
     if kappa < 1:
-        objective = objective + (1 - kappa) * certificate(vae, x, ball, noise, target)
+        objective = objective + (1 - kappa) * certificate(vae, x, ball, noise, target, method)
     return -objective.mean()
 
 
@@ -111,9 +117,8 @@ def train(
 
             for group in optimizer.param_groups:
                 group["lr"] = lr_at(step, config)
-            loss = robust_loss(
-                vae, batch, data.ball(eps_at(step, config)), noise, kappa_at(step, config), config.target
-            )
+            ball, kappa = data.ball(eps_at(step, config)), kappa_at(step, config)
+            loss = robust_loss(vae, batch, ball, noise, kappa, config.target, config.bound)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             norm = nn.utils.clip_grad_norm_(vae.parameters(), config.clip)
@@ -150,5 +155,5 @@ def _measure(vae: VAE, x: Tensor, data: Dataset, config: TrainConfig, step: int)
         "clean": (log_likelihood - kl).mean().item(),
         "log_likelihood": log_likelihood.mean().item(),
         "kl": kl.mean().item(),
-        "certified": certificate(vae, x, data.ball(eps), noise, config.target).mean().item(),
+        "certified": certificate(vae, x, data.ball(eps), noise, config.target, config.bound).mean().item(),
     }

@@ -1,0 +1,254 @@
+"""Linear relaxations: for each type of layer, linear functions below and above it over a box, and how to pull a
+linear form back through them (CROWN: Zhang et al. 2018, arXiv 1811.00866; Xu et al. 2020, arXiv 2002.12920).
+
+A linear form is a tensor of coefficients [*rows, batch, *shape] on a layer's output; rows are optional.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import singledispatch
+from typing import Any, Generic, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from paperlib.interval import Interval, UnsupportedLayerError, interval_rule
+
+
+@dataclass(frozen=True)
+class Line:
+    """v -> slope * v + offset, elementwise; both are [batch, *shape] or broadcast to it."""
+
+    slope: Tensor
+    offset: Tensor
+
+
+@dataclass(frozen=True)
+class Plane:
+    """(output, target) -> output_slope * output + target_slope * target + offset, elementwise on [batch, *data_shape]."""
+
+    output_slope: Tensor
+    target_slope: Tensor
+    offset: Tensor
+
+
+Linear = TypeVar("Linear", Line, Plane)
+
+
+@dataclass(frozen=True)
+class Choice(Generic[Linear]):
+    """Two bounds on the same side, so that each mixture (1 - weight) * first + weight * second is a bound, too.
+
+    `weight`, elementwise in [0, 1], is where a search for the best mixture starts.
+    """
+
+    first: Linear
+    second: Linear
+    weight: Tensor
+
+    def at(self, weight: Tensor) -> Linear:
+        first, second = vars(self.first), vars(self.second)
+        return type(self.first)(**{name: torch.lerp(first[name], second[name], weight) for name in first})
+
+
+@dataclass(frozen=True)
+class Band:
+    """An elementwise layer over its box:  lower(v) <= layer(v) <= upper(v)  for every v of the box."""
+
+    lower: Line | Choice[Line]
+    upper: Line | Choice[Line]
+
+
+@dataclass(frozen=True)
+class Affine:
+    """An affine layer:  c . layer(v) == transpose(c) . v + c . offset  for every form c; exact, on no box at all."""
+
+    transpose: Callable[[Tensor], Tensor]
+    offset: Tensor  # [*out_shape]: the layer's value at 0
+
+
+Relaxation = Band | Affine
+Function = Callable[[Tensor], Tensor]  # elementwise
+Settle = Callable[[Any], Any]  # Choice[Linear] | Linear -> Linear
+
+
+@singledispatch
+def relaxation_rule(layer: nn.Module, box: Interval) -> Relaxation:
+    """(layer, box) -> Band | Affine
+
+    The rule for one type of layer: a `Band` around an elementwise layer over the box, or an `Affine` layer's transpose.
+    """
+    raise UnsupportedLayerError(f"no relaxation rule for {type(layer).__name__}")
+
+
+def start(bound: Linear | Choice[Linear]) -> Linear:
+    """The bound itself; of a choice, the mixture at its own weight."""
+    return bound.at(bound.weight) if isinstance(bound, Choice) else bound
+
+
+def pull(form: Tensor, band: Band, settle: Settle = start) -> tuple[Tensor, Tensor]:
+    """A linear form on f(v) bounded below by one on v:  c . f(v) >= c' . v + d,  for every v of the band's box.
+
+    Args:
+        form: c, [*rows, batch, *shape].
+        settle: picks the mixture where the band leaves a choice.
+
+    Returns:
+        c' of the same shape, and the summands of d, to be added up over `shape`.
+    """
+    lower, upper = settle(band.lower), settle(band.upper)
+    positive = form.clamp(min=0)
+    negative = form - positive
+    return positive * lower.slope + negative * upper.slope, positive * lower.offset + negative * upper.offset
+
+
+@dataclass(frozen=True)
+class Strip:
+    """|f(v) - slope * v - middle| <= radius for every v of a box, elementwise."""
+
+    slope: Tensor
+    middle: Tensor
+    radius: Tensor
+
+
+def strip(band: Band, box: Interval) -> Strip:
+    """The band between two lines of one slope, that of the upper line: its error has no part that is linear in v."""
+    upper, lower = start(band.upper), start(band.lower)
+    if isinstance(band.lower, Choice):
+        first, second = band.lower.first, band.lower.second
+        span = second.slope - first.slope
+        lower = band.lower.at(((upper.slope - first.slope) / torch.where(span == 0, 1.0, span)).clamp(0, 1))
+    tilt = lower.slope - upper.slope
+    bottom = lower.offset + torch.minimum(tilt * box.lower, tilt * box.upper)
+    return Strip(upper.slope, (upper.offset + bottom) / 2, (upper.offset - bottom) / 2)
+
+
+# Elementwise layers. A chord's slope is clamped to the derivatives at both ends, between which it lies: where the ends
+# almost coincide the quotient is rounding noise. For any slope the offset is then chosen so that the line is a bound.
+
+
+def chord_above(function: Function, derivative: Function, box: Interval) -> Line:
+    """The line through both ends of a convex function, above it."""
+    low, high = function(box.lower), function(box.upper)
+    slope = _quotient(low, high, box).clamp(*(derivative(end.detach()) for end in box))
+    return Line(slope, torch.maximum(low - slope * box.lower, high - slope * box.upper))
+
+
+def chord_below(function: Function, derivative: Function, box: Interval) -> Line:
+    """The line through both ends of a concave function, below it."""
+    low, high = function(box.lower), function(box.upper)
+    flat, steep = (derivative(end.detach()) for end in (box.upper, box.lower))
+    slope = _quotient(low, high, box).clamp(flat, steep)
+    return Line(slope, torch.minimum(low - slope * box.lower, high - slope * box.upper))
+
+
+def _quotient(low: Tensor, high: Tensor, box: Interval) -> Tensor:
+    return (high - low) / (box.upper - box.lower).clamp(min=torch.finfo(low.dtype).tiny)
+
+
+def tangent(function: Function, derivative: Function, at: Tensor) -> Line:
+    """The tangent at a point: below a convex function, above a concave one."""
+    slope = derivative(at)
+    return Line(slope, function(at) - slope * at)
+
+
+def convex(function: Function, derivative: Function, box: Interval) -> Band:
+    """Chord above, tangent at the middle below."""
+    return Band(tangent(function, derivative, box.center), chord_above(function, derivative, box))
+
+
+def concave(function: Function, derivative: Function, box: Interval) -> Band:
+    """Chord below, tangent at the middle above."""
+    return Band(chord_below(function, derivative, box), tangent(function, derivative, box.center))
+
+
+def sigmoidal(function: Function, derivative: Function, box: Interval) -> Band:
+    """For an increasing function whose derivative rises to one peak and falls: least slope, through either end.
+
+    Over a box such a derivative is smallest at an end (Singh et al. 2018, "Fast and effective robustness
+    certification").
+    """
+    slope = torch.minimum(*(derivative(end) for end in box))
+    return Band(*(Line(slope, function(end) - slope * end) for end in box))
+
+
+@relaxation_rule.register
+def _(layer: nn.ReLU | nn.LeakyReLU, box: Interval) -> Band:
+    leak = layer.negative_slope if isinstance(layer, nn.LeakyReLU) else 0.0
+    if leak > 1:
+        return concave(layer, lambda v: torch.where(v >= 0, 1.0, leak).to(v.dtype), box)
+    # Below: the line of either end, which is one where the sign is known. Start: the smaller area.
+    low, high = box
+    zero = torch.zeros_like(low)
+    first, second = (torch.where(sign, 1.0, leak).to(low.dtype) for sign in (low >= 0, high > 0))
+    weight = (low + high > 0).to(low.dtype)
+    at_low, at_high = layer(low), layer(high)
+    slope = _quotient(at_low, at_high, box).clamp(first, second)
+    above = Line(slope, torch.maximum(at_low - slope * low, at_high - slope * high))
+    return Band(Choice(Line(first, zero), Line(second, zero), weight), above)
+
+
+@relaxation_rule.register
+def _(layer: nn.ELU, box: Interval) -> Band:
+    kind = convex if layer.alpha <= 1 else sigmoidal
+    return kind(layer, lambda v: torch.where(v >= 0, 1.0, layer.alpha * torch.exp(v.clamp(max=0))), box)
+
+
+@relaxation_rule.register
+def _(layer: nn.Softplus, box: Interval) -> Band:
+    # torch steps down to v itself above threshold / beta, by less than exp(-threshold) / beta: see the interval rule
+    def softplus(v: Tensor) -> Tensor:
+        return torch.logaddexp(layer.beta * v, torch.zeros_like(v)) / layer.beta
+
+    band = convex(softplus, lambda v: torch.sigmoid(layer.beta * v), box)
+    step = math.log1p(math.exp(-layer.threshold)) / layer.beta * (box.upper > layer.threshold / layer.beta)
+    assert isinstance(band.lower, Line)
+    return Band(Line(band.lower.slope, band.lower.offset - step), band.upper)
+
+
+@relaxation_rule.register
+def _(layer: nn.Sigmoid, box: Interval) -> Band:
+    return sigmoidal(layer, lambda v: torch.sigmoid(v) * torch.sigmoid(-v), box)
+
+
+@relaxation_rule.register
+def _(layer: nn.Tanh, box: Interval) -> Band:
+    return sigmoidal(layer, lambda v: torch.cosh(v).reciprocal().square(), box)
+
+
+# Affine layers
+
+
+@relaxation_rule.register
+def _(layer: nn.Linear, box: Interval) -> Affine:
+    offset = torch.zeros_like(layer.weight[:, 0]) if layer.bias is None else layer.bias
+    return Affine(lambda c: c @ layer.weight, offset)
+
+
+def _affine(layer: nn.Module, box: Interval) -> Affine:
+    # The transpose of any affine map is its backward pass, whatever its padding, stride or groups.
+    shape = box.lower.shape[1:]
+    at_zero = layer(torch.zeros_like(box.lower[:1]))
+
+    def transpose(coefficients: Tensor) -> Tensor:
+        lead = coefficients.shape[: coefficients.ndim - at_zero.ndim + 1]
+        with torch.enable_grad():
+            zero = torch.zeros(math.prod(lead), *shape, dtype=at_zero.dtype, device=at_zero.device, requires_grad=True)
+            image = layer(zero)
+        flat = coefficients.reshape(-1, *at_zero.shape[1:])
+        (pulled,) = torch.autograd.grad(image, zero, flat, create_graph=torch.is_grad_enabled())
+        return pulled.view(*lead, *shape)
+
+    return Affine(transpose, at_zero[0])
+
+
+for _layer in (nn.Conv2d, nn.ConvTranspose2d, nn.AvgPool2d, nn.Flatten, nn.Unflatten, nn.Identity):
+    relaxation_rule.register(_layer, _affine)
+
+
+@relaxation_rule.register
+def _(layer: nn.BatchNorm1d | nn.BatchNorm2d | nn.Dropout, box: Interval) -> Affine:
+    apply = interval_rule.dispatch(type(layer))
+    apply(layer, box)  # refuses what is random or depends on the batch
+    return _affine(layer, box)
