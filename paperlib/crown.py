@@ -7,7 +7,8 @@ One linear form is pulled back from the sum over pixels through decoder, reparam
 where its minimum over the box is known. So pixels and latents are bounded together, not each at its own worst input.
 """
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -33,7 +34,10 @@ from paperlib.relaxation import (
 from paperlib.vae import VAE
 
 RATE = 0.25  # of the search for free weights in [0, 1]
-CHUNK = 4  # examples at a time in the products of `refine`, small enough for caches
+CHUNK = 2  # examples at a time in the products of `refine`, small enough for caches
+ROWS = 64  # units of the encoder at a time
+
+
 @dataclass(frozen=True)
 class Stage:
     """One layer, the box of its input [batch, *shape] and its linear bounds over that box."""
@@ -146,9 +150,7 @@ def _minimum(relaxed: Relaxed, sign: float, fit: Plane | Choice[Plane], settle: 
     return constant + _least(form, known.input)
 
 
-def _pull_back(
-    stages: tuple[Stage, ...], form: Tensor, constant: Tensor, settle: Settle
-) -> tuple[Tensor, Tensor]:
+def _pull_back(stages: tuple[Stage, ...], form: Tensor, constant: Tensor, settle: Settle) -> tuple[Tensor, Tensor]:
     for stage in reversed(stages):
         if isinstance(stage.relaxation, Affine):
             constant = constant + _per_example(form * stage.relaxation.offset)
@@ -167,42 +169,80 @@ def _per_example(terms: Tensor) -> Tensor:
     return terms.flatten(1).sum(1)
 
 
-# Intermediate bounds through the bottleneck. Over the box the latents are  center + G eta  with errors eta in [-1, 1],
-# shared by all of them; the decoder's layers are  F latent + rest  with an F of latent_dim columns. Composed, F G bounds
-# each unit at a small part of the cost of pulling a form back from each unit to the input.
+# Intermediate bounds. Over the box a quantity is  center + errors . eta  with eta in [-1, 1] shared by all quantities of
+# an example: a zonotope. The latents' is found by pulling latent_dim forms back to the input. The decoder's layers are
+# forms on the latents and a rest, so that both composed bound a unit at a small part of the cost of a form of its own.
 
 
 @torch.no_grad()
 def refine(relaxed: Relaxed) -> Relaxed:
-    """The same network with tighter boxes of mean, log_var, latent, each decoder layer and output (CROWN)."""
+    """The same VAE with tighter boxes of everything after the encoder's first activation (CROWN)."""
     vae, known, noise = relaxed.vae, relaxed.known, relaxed.noise
-    latent_dim = vae.latent_dim
-    heads = torch.eye(2 * latent_dim, dtype=noise.dtype, device=noise.device).unsqueeze(1)
-    center, errors = _zonotope(relaxed.encoder, heads.expand(-1, len(noise), -1), known.input)
-    reach = errors.abs().sum(2)
-    mean, log_var = _meet(Interval(center - reach, center + reach), Interval(
-        torch.cat([known.mean.lower, known.log_var.lower], 1), torch.cat([known.mean.upper, known.log_var.upper], 1)
-    )).chunk(2, 1)
+    encoder, heads = _refined_encoder(vae, known)
+    center, errors = _zonotope(encoder, known.input, heads)
+    mean, log_var = _meet(_around(center, errors), known.encoder[-1]).chunk(2, 1)
 
-    # latent = mean + noise * exp(log_var / 2): the forms of mean and log_var merge before any box is taken
-    scale = strip(gaussian.scale_band(log_var), log_var)
-    slope = noise * scale.slope
-    own = torch.diag_embed(noise * scale.radius)
-    center = center[:, :latent_dim] + slope * center[:, latent_dim:] + noise * scale.middle
-    errors = errors[:, :latent_dim] + slope.unsqueeze(2) * errors[:, latent_dim:]
-    errors = torch.cat([errors, own], 2)
-    reach = errors.abs().sum(2)
-    latent = _meet(Interval(center - reach, center + reach), gaussian.reparametrize_bounds(mean, log_var, noise))
+    # latent = mean + noise * exp(log_var / 2): their errors cancel where they can before a box is taken
+    of_scale = strip(gaussian.scale_band(log_var), log_var)
+    slope = noise * of_scale.slope
+    (mean_center, log_var_center), (mean_errors, log_var_errors) = center.chunk(2, 1), errors.chunk(2, 1)
+    center = mean_center + slope * log_var_center + noise * of_scale.middle
+    own = torch.diag_embed(noise * of_scale.radius)
+    errors = torch.cat([mean_errors + slope.unsqueeze(2) * log_var_errors, own], 2)
+    latent = _meet(_around(center, errors), gaussian.reparametrize_bounds(mean, log_var, noise))
 
     decoder, output = _refined_decoder(vae, latent, center, errors)
-    known = replace(known, mean=mean, log_var=log_var, decoder=[*(stage.box for stage in decoder), output])
-    return _relaxed(vae, known, noise, relaxed.encoder, decoder)
+    boxes = [stage.box for stage in decoder]
+    known = replace(known, mean=mean, log_var=log_var, decoder=[*boxes, output])
+    return _relaxed(vae, known, noise, encoder, decoder)
 
 
-def _zonotope(stages: tuple[Stage, ...], forms: Tensor, box: Interval) -> tuple[Tensor, Tensor]:
-    """Forms [rows, batch, features] on the last stage's output as  center + errors . eta  over the box, with eta in
-    [-1, 1]: [batch, rows] and [batch, rows, all errors]; rows share their errors."""
-    center = torch.zeros_like(forms[..., 0])
+def _refined_encoder(vae: VAE, known: Boxes) -> tuple[tuple[Stage, ...], Tensor]:
+    """The encoder over refined boxes, and the identity [features, batch, features] on its output."""
+    stages: list[Stage] = []
+    bent = False  # an earlier layer is not affine, so that the interval box is not tight
+    box = known.input
+    for (place, layer), found in zip(layers(vae.encoder, "encoder"), known.encoder, strict=False):
+        box = _meet(box, found)
+        relaxation = apply_rule(relaxation_rule, place, layer, box)
+        if isinstance(relaxation, Band):
+            if bent:
+                rows = [_around(*_zonotope(stages, known.input, part)) for part in _identity(box).split(ROWS)]
+                lower, upper = (torch.cat(ends, 1).view_as(box.lower) for ends in zip(*rows, strict=True))
+                box = _meet(box, Interval(lower, upper))
+                relaxation = apply_rule(relaxation_rule, place, layer, box)
+            bent = True
+        stages.append(Stage(layer, box, relaxation))
+        box = apply_rule(interval_rule, place, layer, box)
+    return tuple(stages), _identity(box)
+
+
+def _refined_decoder(vae: VAE, latent: Interval, center: Tensor, errors: Tensor) -> tuple[tuple[Stage, ...], Interval]:
+    """The decoder over refined boxes, from the latents' zonotope, and the refined box of its output."""
+    stages: list[Stage] = []
+    box = latent
+    # each layer's output is  forms . (latent - center)  and a rest in its box
+    forms, rest = _identity(latent), Interval(center, center)
+    for place, layer in layers(vae.decoder, "decoder"):
+        stage = Stage(layer, box, apply_rule(relaxation_rule, place, layer, box))
+        stages.append(stage)
+        box = apply_rule(interval_rule, place, layer, box)
+        if isinstance(stage.relaxation, Affine):
+            forms = (layer(forms.flatten(0, 1)) - stage.relaxation.offset).unflatten(0, forms.shape[:2])
+            rest = apply_rule(interval_rule, place, layer, rest)
+            reach = _reach(forms, errors).view_as(rest.lower)
+            box = _meet(box, Interval(rest.lower - reach, rest.upper + reach))
+        else:
+            band = strip(stage.relaxation, stage.box)
+            forms = band.slope * forms
+            middle, radius = band.slope * rest.center + band.middle, band.slope.abs() * rest.radius + band.radius
+            rest = Interval(middle - radius, middle + radius)
+    return tuple(stages), box
+
+
+def _zonotope(stages: Sequence[Stage], box: Interval, forms: Tensor) -> tuple[Tensor, Tensor]:
+    """Forms [rows, batch, *shape] on the last stage's output: center [batch, rows] and errors [batch, rows, all]."""
+    center = torch.zeros_like(forms.flatten(2)[..., 0])
     errors = []
     for stage in reversed(stages):
         if isinstance(stage.relaxation, Affine):
@@ -218,34 +258,23 @@ def _zonotope(stages: tuple[Stage, ...], forms: Tensor, box: Interval) -> tuple[
     return center.T, torch.cat(errors, 2).transpose(0, 1)
 
 
-def _refined_decoder(
-    vae: VAE, latent: Interval, center: Tensor, errors: Tensor
-) -> tuple[tuple[Stage, ...], Interval]:
-    latents = torch.eye(vae.latent_dim, dtype=center.dtype, device=center.device).unsqueeze(1)
-    forms, rest, box = latents.expand(-1, len(center), -1), Interval(center, center), latent
-    stages = []
-    for place, layer in layers(vae.decoder, "decoder"):
-        stage = Stage(layer, box, apply_rule(relaxation_rule, place, layer, box))
-        stages.append(stage)
-        box = apply_rule(interval_rule, place, layer, box)
-        if isinstance(stage.relaxation, Affine):
-            forms = (layer(forms.flatten(0, 1)) - stage.relaxation.offset).unflatten(0, forms.shape[:2])
-            rest = apply_rule(interval_rule, place, layer, rest)
-            reach = _reach(forms, errors).view_as(rest.lower)
-            box = _meet(box, Interval(rest.lower - reach, rest.upper + reach))
-        else:
-            band = strip(stage.relaxation, stage.box)
-            forms = forms * band.slope
-            middle, radius = band.slope * rest.center + band.middle, band.slope.abs() * rest.radius + band.radius
-            rest = Interval(middle - radius, middle + radius)
-    return tuple(stages), box
+def _identity(box: Interval) -> Tensor:
+    """One form for each unit of the box: [units, batch, *shape]."""
+    batch, *shape = box.lower.shape
+    units = math.prod(shape)
+    eye = torch.eye(units, dtype=box.lower.dtype, device=box.lower.device)
+    return eye.view(units, 1, *shape).expand(-1, batch, *shape)
+
+
+def _around(center: Tensor, errors: Tensor) -> Interval:
+    reach = errors.abs().sum(2)
+    return Interval(center - reach, center + reach)
 
 
 def _reach(forms: Tensor, errors: Tensor) -> Tensor:
-    """sum over errors of |forms . errors|: [latent_dim, batch, *shape], [batch, latent_dim, errors] -> [batch, units]."""
-    forms = forms.flatten(2).permute(1, 2, 0)
-    parts = [torch.linalg.vector_norm(f @ e, 1, 2) for f, e in zip(forms.split(CHUNK), errors.split(CHUNK))]
-    return torch.cat(parts)
+    """sum over all errors of |forms . errors|:  [latent, batch, *shape], [batch, latent, all] -> [batch, units]."""
+    pairs = zip(forms.flatten(2).permute(1, 2, 0).split(CHUNK), errors.split(CHUNK), strict=True)
+    return torch.cat([torch.linalg.vector_norm(rows @ part, 1, 2) for rows, part in pairs])
 
 
 def _meet(a: Interval, b: Interval) -> Interval:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from paperlib.interval import Interval
-from paperlib.relaxation import Choice, Plane, chord_below, tangent
+from paperlib.relaxation import Choice, Line, Plane, chord_below, tangent
 
 
 class Likelihood(nn.Module, ABC):
@@ -39,11 +39,15 @@ class Likelihood(nn.Module, ABC):
 
         Only the linear bounds need this and `plane_above`; raises NotImplementedError where a likelihood has none.
         """
-        raise NotImplementedError(f"{type(self).__name__} has no plane_below, which linear bounds need: use method=\"ibp\"")
+        raise NotImplementedError(
+            f'{type(self).__name__} has no plane_below, which linear bounds need: use method="ibp"'
+        )
 
     def plane_above(self, output: Interval, target: Interval) -> Plane | Choice[Plane]:
         """Planes in output and target, one for each element, whose sum is above `log_prob` over both boxes."""
-        raise NotImplementedError(f"{type(self).__name__} has no plane_above, which linear bounds need: use method=\"ibp\"")
+        raise NotImplementedError(
+            f'{type(self).__name__} has no plane_above, which linear bounds need: use method="ibp"'
+        )
 
     def bounds(self, output: Interval, target: Interval) -> Interval:
         """An interval that contains `log_prob` over both boxes, [batch]."""
@@ -63,9 +67,14 @@ def _minus_sigmoid(logit: Tensor) -> Tensor:
     return -torch.sigmoid(logit)
 
 
-def _flattest(first: Tensor, second: Tensor) -> Tensor:
-    # The weight at which (1 - weight) * first + weight * second, first <= second, is nearest to 0.
-    return (-first / (second - first).clamp(min=torch.finfo(first.dtype).tiny)).clamp(0, 1)
+def _mccormick(line: Line, output: Interval, at_low: Tensor, at_high: Tensor) -> Choice[Plane]:
+    # target * output + line(output), where the product is replaced by the plane that agrees with it at both outputs of
+    # its edge: at the lower output with one target, at the upper output with the other (McCormick 1976).
+    first = Plane(at_low + line.slope, output.lower, line.offset - at_low * output.lower)
+    second = Plane(at_high + line.slope, output.upper, line.offset - at_high * output.upper)
+    # start where the form on the target is nearest to 0
+    width = (output.upper - output.lower).clamp(min=torch.finfo(output.lower.dtype).tiny)
+    return Choice(first, second, (-output.lower / width).clamp(0, 1))
 
 
 def _total(terms: Tensor) -> Tensor:
@@ -105,21 +114,13 @@ class Bernoulli(Likelihood):
 
     def plane_below(self, output: Interval, target: Interval) -> Choice[Plane]:
         line = chord_below(_minus_softplus, _minus_sigmoid, output)
-        planes = [
-            Plane(t + line.slope, l, line.offset - t * l)
-            for t, l in ((target.lower, output.lower), (target.upper, output.upper))
-        ]
-        return Choice(*planes, _flattest(*output))
+        return _mccormick(line, output, target.lower, target.upper)
 
     def plane_above(self, output: Interval, target: Interval) -> Choice[Plane]:
         # The tangent touches where the fit of the middle target is best.
         best = torch.logit(target.center.clamp(0, 1)).clamp(output.lower, output.upper)
         line = tangent(_minus_softplus, _minus_sigmoid, best)
-        planes = [
-            Plane(t + line.slope, l, line.offset - t * l)
-            for t, l in ((target.upper, output.lower), (target.lower, output.upper))
-        ]
-        return Choice(*planes, _flattest(*output))
+        return _mccormick(line, output, target.upper, target.lower)
 
     def mean(self, output: Tensor) -> Tensor:
         return torch.sigmoid(output)

@@ -26,7 +26,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Plane:
-    """(output, target) -> output_slope * output + target_slope * target + offset, elementwise on [batch, *data_shape]."""
+    """(output, target) -> output_slope * output + target_slope * target + offset, each [batch, *data_shape]."""
 
     output_slope: Tensor
     target_slope: Tensor
