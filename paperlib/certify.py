@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from paperlib.attack import pgd
-from paperlib.elbo import Target, certificate, elbo_terms
+from paperlib.elbo import Method, Target, certificate, elbo_terms
 from paperlib.interval import LinfBall
 from paperlib.progress import Progress
 from paperlib.vae import VAE
@@ -19,6 +19,7 @@ class SandwichViolationError(AssertionError):
     """certified <= attacked <= clean fails by more than float64 rounding, or a value is not finite."""
 
 
+@torch.no_grad()
 def certify(
     vae: VAE,
     x: Tensor,
@@ -27,6 +28,8 @@ def certify(
     *,
     attack: dict[str, Any] | None = None,
     target: Target = "perturbed",
+    method: Method = "ibp",
+    steps: int = 0,
     batch_size: int = 500,
 ) -> pd.DataFrame:
     """Certified: no x' in the ball around x has an ELBO below `certified`, for the noise draw of its row.
@@ -39,6 +42,7 @@ def certify(
         noise: [count, latent_dim], or [draws, count, latent_dim] for several draws of each example.
         attack: arguments of `pgd` (steps, restarts, generator); None leaves `attacked` empty (NaN).
         target: what the decoder must explain, see `elbo`.
+        method, steps: how to certify, see `elbo_bounds`.
         batch_size: examples at a time; bounds the memory, changes no result beyond rounding.
 
     Returns:
@@ -59,7 +63,9 @@ def certify(
         for number, draw in enumerate(draws):
             for start in range(0, len(x), batch_size):
                 part = slice(start, start + batch_size)
-                frame = _rows(vae, x[part].double(), ball, draw[part].double(), attack, target)
+                images, xi = x[part].double(), draw[part].double()
+                frame = _rows(vae, images, ball, xi, attack, target)
+                frame["certified"] = certificate(vae, images, ball, xi, target, method, steps).cpu().numpy()
                 frame.insert(0, "index", range(start, start + len(frame)))
                 frame.insert(1, "draw", number)
                 frames.append(frame)
@@ -69,11 +75,9 @@ def certify(
     return rows
 
 
-@torch.no_grad()
 def _rows(
     vae: VAE, x: Tensor, ball: LinfBall, noise: Tensor, attack: dict[str, Any] | None, target: Target
 ) -> pd.DataFrame:
-    certified = certificate(vae, x, ball, noise, target)
     log_likelihood, kl = elbo_terms(vae, x, noise, x)
     columns = {"eps": ball.eps, "clean": log_likelihood - kl, "log_likelihood": log_likelihood, "kl": kl}
     if attack is None:
@@ -86,7 +90,6 @@ def _rows(
             "attacked_log_likelihood": log_likelihood,
             "attacked_kl": kl,
         }
-    columns["certified"] = certified
     return pd.DataFrame(
         {k: v.cpu().numpy() if isinstance(v, Tensor) else v for k, v in columns.items()}, index=range(len(x))
     )

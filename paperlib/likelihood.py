@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from paperlib.interval import Interval
 from paperlib.relaxation import Choice, Line, Plane, chord_below, tangent
+from paperlib.rounding import UNITS, Rounding, magnitude
 
 
 class Likelihood(nn.Module, ABC):
@@ -48,6 +49,22 @@ class Likelihood(nn.Module, ABC):
         raise NotImplementedError(
             f'{type(self).__name__} has no plane_above, which linear bounds need: use method="ibp"'
         )
+
+    def decline(self, output: Interval, target: Interval) -> tuple[Tensor, Tensor]:
+        """Slope and curvature, each [batch, *data_shape] and not negative, that bound how far `log_prob` can fall:
+
+            log_prob(output + d, target)  >=  log_prob(output, target) - sum( slope * |d| + curvature * d^2 / 2 )
+
+        for output and target of the boxes and d of any size. Only `certify_expected` needs this.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no decline, which certify_expected needs")
+
+    def rounding(self, output: Interval, target: Interval) -> Rounding:
+        """How `log_prob` rounds, at worst over both boxes and in any order of summation, [batch].
+
+        Only sound bounds need this; raises NotImplementedError where a likelihood has none.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no rounding, which sound bounds need: use sound=False")
 
     def bounds(self, output: Interval, target: Interval) -> Interval:
         """An interval that contains `log_prob` over both boxes, [batch]."""
@@ -110,6 +127,20 @@ class Bernoulli(Likelihood):
         assert best is not None
         return _total(best)
 
+    def rounding(self, output: Interval, target: Interval) -> Rounding:
+        # A summand t * l - softplus(l) takes a few roundings of its two parts, and all summands share those of the sum.
+        # The summand is far smaller than its parts where the fit is good:
+        # |t * l - softplus(l)| <= |l| |t - [l > 0]| + log1p(exp(-|l|)).
+        few = UNITS["softplus"] + 4
+        low, high = output
+        parts = magnitude(target) * magnitude(output) + _softplus(high)
+        misfit = torch.maximum(
+            high.clamp(min=0) * magnitude(target.map(lambda t: t - 1)), (-low).clamp(min=0) * magnitude(target)
+        )
+        summands = misfit + _softplus(-torch.maximum(low, -high).clamp(min=0))
+        count = few + summands[0].numel()
+        return Rounding(count, _total(summands + parts * few / count), peak=_total(parts))
+
     # Planes: t * l by either of McCormick's planes, and the concave -softplus(l) by its chord or a tangent.
 
     def plane_below(self, output: Interval, target: Interval) -> Choice[Plane]:
@@ -121,6 +152,10 @@ class Bernoulli(Likelihood):
         best = torch.logit(target.center.clamp(0, 1)).clamp(output.lower, output.upper)
         line = tangent(_minus_softplus, _minus_sigmoid, best)
         return _mccormick(line, output, target.upper, target.lower)
+
+    def decline(self, output: Interval, target: Interval) -> tuple[Tensor, Tensor]:
+        # the derivative t - sigmoid(l) lies between t - 1 and t whatever the logit
+        return torch.maximum(target.upper, 1 - target.lower), torch.zeros_like(output.lower)
 
     def mean(self, output: Tensor) -> Tensor:
         return torch.sigmoid(output)
@@ -158,6 +193,14 @@ class Gaussian(Likelihood):
         nearest = torch.maximum(target.lower - output.upper, output.lower - target.upper).clamp(min=0)
         return self._log_density(nearest)
 
+    def rounding(self, output: Interval, target: Interval) -> Rounding:
+        # exp and the distance round before they are squared; the constant is rounded when it is used
+        inverse = torch.exp(-self.log_scale)
+        farthest = torch.maximum(target.upper - output.lower, output.upper - target.lower)
+        summands = (farthest * inverse).square() / 2 + self.log_scale.abs() + math.log(2 * math.pi) / 2
+        count = 2 * UNITS["exp"] + 8 + summands[0].numel()
+        return Rounding(count, _total(summands), peak=torch.maximum(inverse, 1 / inverse))
+
     def plane_below(self, output: Interval, target: Interval) -> Plane:
         # concave in the distance output - target: chord
         distance = Interval(output.lower - target.upper, output.upper - target.lower)
@@ -169,6 +212,11 @@ class Gaussian(Likelihood):
         best = torch.zeros_like(output.lower).clamp(output.lower - target.upper, output.upper - target.lower)
         line = tangent(self._log_density_terms, self._slope, best)
         return Plane(line.slope, -line.slope, line.offset)
+
+    def decline(self, output: Interval, target: Interval) -> tuple[Tensor, Tensor]:
+        farthest = torch.maximum(target.upper - output.lower, output.upper - target.lower)
+        precision = torch.exp(-2 * self.log_scale)
+        return farthest * precision, precision.expand_as(farthest)
 
     def mean(self, output: Tensor) -> Tensor:
         return output

@@ -1,0 +1,39 @@
+"""Rows to figures, for the methods of certification and for training on them; as `plots`, never runs a model."""
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from paperlib.plots import COLORS, finish, panels
+
+BOUNDS = {"ibp": "trained on intervals", "crown-ibp": "trained on the linear bound"}
+LOOK = {"ibp": {"color": COLORS["VAE"], "marker": "s"}, "crown-ibp": {"color": COLORS["certified"], "marker": "o"}}
+
+
+def front(rows: pd.DataFrame, caption: str) -> Figure:
+    """Certified and attacked against clean ELBO: small points are single seeds, lines join their means along kappa.
+
+    Models trained at a wider radius than the rest are hollow and stand apart from the line.
+    """
+    figure, axes = panels(1, 2, height=2.9, sharex=True)
+    radius = rows["train_eps"].min()
+    for axis, column, label in (
+        (axes[0], "few_crown", "certified ELBO (nats)"),
+        (axes[1], "few_attacked", "attacked ELBO (nats)"),
+    ):
+        for bound, part in rows.groupby("bound", sort=False):
+            look = LOOK[str(bound)]
+            on_front = part["train_eps"] == radius
+            for chosen, style in ((on_front, {}), (~on_front, {"facecolors": "none"})):
+                seeds = part[chosen]
+                colors = {"edgecolors": look["color"], "facecolors": look["color"], **style}
+                axis.scatter(seeds["few_clean"], seeds[column], s=9, marker=look["marker"], alpha=0.5, lw=0.8, **colors)
+            mean = part[on_front].groupby("kappa")[["few_clean", column]].mean()
+            axis.plot(mean["few_clean"], mean[column], label=BOUNDS[str(bound)], lw=1.3, ms=0, **look)
+            for kappa, (clean, value) in mean.iterrows():
+                axis.annotate(
+                    f"$\\kappa={kappa:g}$", (clean, value), xytext=(4, -9), textcoords="offset points", fontsize=6
+                )
+        axis.set_xlabel("clean ELBO (nats)")
+        axis.set_ylabel(label)
+    axes[0].legend(loc="lower left")
+    return finish(figure, caption)
