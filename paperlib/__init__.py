@@ -6,8 +6,11 @@ from paperlib.checkpoint import load, save
 from paperlib.config import TrainConfig
 from paperlib.data import load_dataset
 from paperlib.elbo import elbo, elbo_bounds
+from paperlib.expected import certify_expected
 from paperlib.interval import Interval, LinfBall, interval_rule, propagate
 from paperlib.likelihood import Bernoulli, Gaussian
+from paperlib.relaxation import relaxation_rule
+from paperlib.rounding import rounding_rule
 from paperlib.train import train
 from paperlib.vae import VAE, conv_vae, mlp_vae
 
@@ -21,6 +24,7 @@ __all__ = [
     "LinfBall",
     "TrainConfig",
     "certify",
+    "certify_expected",
     "conv_vae",
     "elbo",
     "elbo_bounds",
@@ -31,6 +35,8 @@ __all__ = [
     "mlp_vae",
     "pgd",
     "propagate",
+    "relaxation_rule",
+    "rounding_rule",
     "save",
     "train",
 ]

@@ -1,5 +1,6 @@
 """Rows per example: the clean, the attacked and the certified ELBO, and the check that they are in this order."""
 
+import copy
 from typing import Any
 
 import pandas as pd
@@ -7,7 +8,7 @@ import torch
 from torch import Tensor
 
 from paperlib.attack import pgd
-from paperlib.elbo import Method, Target, certificate, elbo_terms
+from paperlib.elbo import Target, certificate, elbo_terms
 from paperlib.interval import LinfBall
 from paperlib.progress import Progress
 from paperlib.vae import VAE
@@ -28,22 +29,22 @@ def certify(
     *,
     attack: dict[str, Any] | None = None,
     target: Target = "perturbed",
-    method: Method = "ibp",
-    steps: int = 0,
     batch_size: int = 500,
+    **how: Any,
 ) -> pd.DataFrame:
     """Certified: no x' in the ball around x has an ELBO below `certified`, for the noise draw of its row.
 
-    Computed in float64 on a copy of the model in evaluation mode. Holds in real arithmetic for that model; float64
-    rounding is about 1e-12 of a value. Nothing is claimed about other noise draws or about their expectation.
+    Computed in float64 on a copy of the model in evaluation mode. Holds in real arithmetic for that model, where
+    float64 rounding is about 1e-12 of a value; with sound=True for the model as it is evaluated in its own precision.
+    Nothing is claimed about other noise draws or about their expectation: see `certify_expected`.
 
     Args:
         x: [count, *data_shape] in the data range.
         noise: [count, latent_dim], or [draws, count, latent_dim] for several draws of each example.
         attack: arguments of `pgd` (steps, restarts, generator); None leaves `attacked` empty (NaN).
         target: what the decoder must explain, see `elbo`.
-        method, steps: how to certify, see `elbo_bounds`.
         batch_size: examples at a time; bounds the memory, changes no result beyond rounding.
+        how: method, steps, budget, tol and sound of `elbo_bounds`.
 
     Returns:
         One row per draw and example: index, draw, eps, clean, log_likelihood, kl (the two parts of clean: clean =
@@ -53,7 +54,9 @@ def certify(
         SandwichViolationError: certified <= attacked <= clean does not hold; shows the first row that breaks it.
         ValueError, UnsupportedLayerError: as `elbo_bounds`.
     """
+    deployed = copy.deepcopy(vae).eval()
     vae = vae.in_float64()
+    certified_by, dtype = (deployed, next(deployed.parameters()).dtype) if how.get("sound") else (vae, torch.float64)
     draws = noise if noise.ndim == 3 else noise[None]
     if draws.shape[1] != len(x):
         raise ValueError(f"noise must have a row for each of the {len(x)} examples, got {list(noise.shape)}")
@@ -63,9 +66,9 @@ def certify(
         for number, draw in enumerate(draws):
             for start in range(0, len(x), batch_size):
                 part = slice(start, start + batch_size)
-                images, xi = x[part].double(), draw[part].double()
-                frame = _rows(vae, images, ball, xi, attack, target)
-                frame["certified"] = certificate(vae, images, ball, xi, target, method, steps).cpu().numpy()
+                frame = _rows(vae, x[part].double(), ball, draw[part].double(), attack, target)
+                certified = certificate(certified_by, x[part].to(dtype), ball, draw[part].to(dtype), target, **how)
+                frame["certified"] = certified.cpu().numpy()
                 frame.insert(0, "index", range(start, start + len(frame)))
                 frame.insert(1, "draw", number)
                 frames.append(frame)

@@ -31,20 +31,26 @@ from paperlib.relaxation import (
     start,
     strip,
 )
+from paperlib.rounding import gamma, magnitude, unit_roundoff, widen
+from paperlib.sound import SoundBoxes
 from paperlib.vae import VAE
 
 RATE = 0.25  # of the search for free weights in [0, 1]
 CHUNK = 2  # examples at a time in the products of `refine`, small enough for caches
 ROWS = 64  # units of the encoder at a time
+UNIT = gamma(2**20, unit_roundoff(torch.float64))  # 1e-10: of sums of at most a million terms in float64
 
 
 @dataclass(frozen=True)
 class Stage:
     """One layer, the box of its input [batch, *shape] and its linear bounds over that box."""
 
+    place: str
     layer: nn.Module
     box: Interval
     relaxation: Relaxation
+    rounding: Tensor | None  # of the layer as it is deployed, [batch, *out_shape]; None: real arithmetic
+    error: Tensor | None  # what rounding takes from a form for each unit of a coefficient, [batch, *out_shape]
 
 
 @dataclass(frozen=True)
@@ -59,25 +65,80 @@ class Relaxed:
     scale: Band  # of exp(log_var / 2), [batch, latent_dim]
     kl_mean: Band  # of -mean^2 / 2
     kl_log_var: Band  # of (log_var + 1 - exp(log_var)) / 2
+    rounding: "Rounding | None"  # None: real arithmetic
 
 
-def relax(vae: VAE, known: Boxes, noise: Tensor) -> Relaxed:
-    """Linear bounds over the boxes of interval propagation (CROWN-IBP)."""
-    encoder = _stages(vae.encoder, known.encoder, "encoder")
-    decoder = _stages(vae.decoder, known.decoder, "decoder")
-    return _relaxed(vae, known, noise, encoder, decoder)
+@dataclass(frozen=True)
+class Rounding:
+    """What rounding takes from a form for each unit of a coefficient, beside what the stages say."""
+
+    latent: Tensor  # [batch, latent_dim]
+    kl: Tensor  # [batch]
 
 
-def _stages(module: nn.Module, found: list[Interval], name: str) -> tuple[Stage, ...]:
+def relax(vae: VAE, known: Boxes, noise: Tensor, sound: SoundBoxes | None = None) -> Relaxed:
+    """Linear bounds over the boxes of interval propagation (CROWN-IBP); with `sound`, for the deployed network."""
+    rounding = (None, None) if sound is None else (sound.encoder, sound.decoder)
+    encoder = _stages(vae.encoder, "encoder", known.encoder, rounding[0])
+    decoder = _stages(vae.decoder, "decoder", known.decoder, rounding[1])
+    return _relaxed(vae, known, noise, encoder, decoder, sound)
+
+
+def _relaxed(
+    vae: VAE,
+    known: Boxes,
+    noise: Tensor,
+    encoder: tuple[Stage, ...],
+    decoder: tuple[Stage, ...],
+    sound: SoundBoxes | None,
+) -> Relaxed:
+    scale, kl_mean, kl_log_var = gaussian.scale_band(known.log_var), *gaussian.kl_bands(known.mean, known.log_var)
+    rounding = None
+    if sound is not None:
+        mean, log_var = magnitude(known.mean), magnitude(known.log_var)
+        latent = sound.latent + UNIT * (mean + noise.abs() * _band_size(scale, log_var))
+        kl = UNIT * _per_example(_band_size(kl_mean, mean) + _band_size(kl_log_var, log_var))
+        rounding = Rounding(latent, kl)
+    return Relaxed(vae, known, noise, encoder, decoder, scale, kl_mean, kl_log_var, rounding)
+
+
+def _stages(module: nn.Module, name: str, found: list[Interval], rounding: list[Tensor] | None) -> tuple[Stage, ...]:
+    places = list(layers(module, name))
+    roundings: Sequence[Tensor | None] = rounding or [None] * len(places)
     return tuple(
-        Stage(layer, box, apply_rule(relaxation_rule, place, layer, box))
-        for (place, layer), box in zip(layers(module, name), found, strict=False)
+        _stage(place, layer, box, own)
+        for (place, layer), box, own in zip(places, found[: len(places)], roundings, strict=True)
     )
 
 
-def _relaxed(vae: VAE, known: Boxes, noise: Tensor, encoder: tuple[Stage, ...], decoder: tuple[Stage, ...]) -> Relaxed:
-    parts = gaussian.scale_band(known.log_var), *gaussian.kl_bands(known.mean, known.log_var)
-    return Relaxed(vae, known, noise, encoder, decoder, *parts)
+def _stage(place: str, layer: nn.Module, box: Interval, rounding: Tensor | None) -> Stage:
+    relaxation = apply_rule(relaxation_rule, place, layer, box)
+    error = None if rounding is None else rounding + UNIT * _size(layer, box, relaxation)
+    return Stage(place, layer, box, relaxation, rounding, error)
+
+
+# In floating point. Pulling a form back through a stage takes sums and products of numbers that are together not larger
+# than |form| . size, in float64: each sum of n rounds by at most gamma_n, and UNIT is above gamma_n for all n here.
+
+
+def _size(layer: nn.Module, box: Interval, relaxation: Relaxation) -> Tensor:
+    largest = magnitude(box)
+    if isinstance(relaxation, Affine):
+        return magnitude(interval_rule(layer, Interval(-largest, largest)))  # |W| largest + |b|
+    return _band_size(relaxation, largest)
+
+
+def _band_size(band: Band, largest: Tensor) -> Tensor:
+    size = torch.zeros_like(largest)
+    for bound in (band.lower, band.upper):
+        for line in (bound.first, bound.second) if isinstance(bound, Choice) else (bound,):
+            size = size + line.slope.abs() * largest + line.offset.abs()
+    return size
+
+
+def _plane_size(plane: Plane, known: Boxes) -> Tensor:
+    of_output, of_target = plane.output_slope.abs() * magnitude(known.output), plane.target_slope.abs()
+    return of_output + of_target * magnitude(known.target) + plane.offset.abs()
 
 
 def lower(relaxed: Relaxed, steps: int = 0) -> Tensor:
@@ -142,6 +203,9 @@ def _minimum(relaxed: Relaxed, sign: float, fit: Plane | Choice[Plane], settle: 
     constant = constant + _per_example(at_zero + more + most)
 
     form, constant = _pull_back(relaxed.encoder, heads, constant, settle)
+    if relaxed.rounding is not None:
+        constant = constant - _per_example(latent.abs() * relaxed.rounding.latent) - relaxed.rounding.kl
+        constant = constant - UNIT * _per_example(_plane_size(plane, known) + (form.abs() * magnitude(known.input)))
     of_target = sign * plane.target_slope
     if known.target is known.input:
         form = form + of_target
@@ -152,6 +216,8 @@ def _minimum(relaxed: Relaxed, sign: float, fit: Plane | Choice[Plane], settle: 
 
 def _pull_back(stages: tuple[Stage, ...], form: Tensor, constant: Tensor, settle: Settle) -> tuple[Tensor, Tensor]:
     for stage in reversed(stages):
+        if stage.error is not None:
+            constant = constant - _per_example(form.abs() * stage.error)
         if isinstance(stage.relaxation, Affine):
             constant = constant + _per_example(form * stage.relaxation.offset)
             form = stage.relaxation.transpose(form)
@@ -169,82 +235,61 @@ def _per_example(terms: Tensor) -> Tensor:
     return terms.flatten(1).sum(1)
 
 
-# Intermediate bounds. Over the box a quantity is  center + errors . eta  with eta in [-1, 1] shared by all quantities of
-# an example: a zonotope. The latents' is found by pulling latent_dim forms back to the input. The decoder's layers are
-# forms on the latents and a rest, so that both composed bound a unit at a small part of the cost of a form of its own.
+# Intermediate bounds. Over the box a quantity is  center + errors . eta  with eta in [-1, 1] shared by all quantities
+# of an example: a zonotope. The latents' is found by pulling latent_dim forms back to the input. The decoder's layers
+# are forms on the latents and a rest: both composed bound a unit at a small part of the cost of a form of its own.
 
 
 @torch.no_grad()
 def refine(relaxed: Relaxed) -> Relaxed:
     """The same VAE with tighter boxes of everything after the encoder's first activation (CROWN)."""
-    vae, known, noise = relaxed.vae, relaxed.known, relaxed.noise
-    encoder, heads = _refined_encoder(vae, known)
-    center, errors = _zonotope(encoder, known.input, heads)
-    mean, log_var = _meet(_around(center, errors), known.encoder[-1]).chunk(2, 1)
+    known, noise, rounding = relaxed.known, relaxed.noise, relaxed.rounding
+    encoder = _refined_encoder(relaxed)
+    heads = _zonotope(encoder, known.input, _identity(known.encoder[-1]))
+    mean, log_var = _meet(heads.box, known.encoder[-1]).chunk(2, 1)
 
     # latent = mean + noise * exp(log_var / 2): their errors cancel where they can before a box is taken
     of_scale = strip(gaussian.scale_band(log_var), log_var)
     slope = noise * of_scale.slope
-    (mean_center, log_var_center), (mean_errors, log_var_errors) = center.chunk(2, 1), errors.chunk(2, 1)
+    (mean_center, log_var_center), (mean_errors, log_var_errors) = (t.chunk(2, 1) for t in (heads.center, heads.errors))
     center = mean_center + slope * log_var_center + noise * of_scale.middle
-    own = torch.diag_embed(noise * of_scale.radius)
-    errors = torch.cat([mean_errors + slope.unsqueeze(2) * log_var_errors, own], 2)
-    latent = _meet(_around(center, errors), gaussian.reparametrize_bounds(mean, log_var, noise))
-
-    decoder, output = _refined_decoder(vae, latent, center, errors)
-    boxes = [stage.box for stage in decoder]
-    known = replace(known, mean=mean, log_var=log_var, decoder=[*boxes, output])
-    return _relaxed(vae, known, noise, encoder, decoder)
-
-
-def _refined_encoder(vae: VAE, known: Boxes) -> tuple[tuple[Stage, ...], Tensor]:
-    """The encoder over refined boxes, and the identity [features, batch, features] on its output."""
-    stages: list[Stage] = []
-    bent = False  # an earlier layer is not affine, so that the interval box is not tight
-    box = known.input
-    for (place, layer), found in zip(layers(vae.encoder, "encoder"), known.encoder, strict=False):
-        box = _meet(box, found)
-        relaxation = apply_rule(relaxation_rule, place, layer, box)
-        if isinstance(relaxation, Band):
-            if bent:
-                rows = [_around(*_zonotope(stages, known.input, part)) for part in _identity(box).split(ROWS)]
-                lower, upper = (torch.cat(ends, 1).view_as(box.lower) for ends in zip(*rows, strict=True))
-                box = _meet(box, Interval(lower, upper))
-                relaxation = apply_rule(relaxation_rule, place, layer, box)
-            bent = True
-        stages.append(Stage(layer, box, relaxation))
-        box = apply_rule(interval_rule, place, layer, box)
-    return tuple(stages), _identity(box)
+    own = noise.abs() * of_scale.radius
+    exact = gaussian.reparametrize_bounds(mean, log_var, noise)
+    if rounding is not None:
+        of_mean, of_log_var = heads.own.chunk(2, 1)
+        mean_size, log_var_size = (magnitude(part) for part in heads.box.chunk(2, 1))
+        own = own + of_mean + slope.abs() * of_log_var + rounding.latent
+        own = own + UNIT * (mean_size + slope.abs() * log_var_size + (noise * of_scale.middle).abs())
+        exact = widen(exact, rounding.latent)
+    latents = Zonotope(center, mean_errors + slope.unsqueeze(2) * log_var_errors, own)
+    latent = _meet(latents.box, exact)
+    decoder, output = _refined_decoder(relaxed, latent, latents)
+    known = replace(known, mean=mean, log_var=log_var, decoder=[*(stage.box for stage in decoder), output])
+    return replace(_relaxed(relaxed.vae, known, noise, encoder, decoder, None), rounding=rounding)
 
 
-def _refined_decoder(vae: VAE, latent: Interval, center: Tensor, errors: Tensor) -> tuple[tuple[Stage, ...], Interval]:
-    """The decoder over refined boxes, from the latents' zonotope, and the refined box of its output."""
-    stages: list[Stage] = []
-    box = latent
-    # each layer's output is  forms . (latent - center)  and a rest in its box
-    forms, rest = _identity(latent), Interval(center, center)
-    for place, layer in layers(vae.decoder, "decoder"):
-        stage = Stage(layer, box, apply_rule(relaxation_rule, place, layer, box))
-        stages.append(stage)
-        box = apply_rule(interval_rule, place, layer, box)
-        if isinstance(stage.relaxation, Affine):
-            forms = (layer(forms.flatten(0, 1)) - stage.relaxation.offset).unflatten(0, forms.shape[:2])
-            rest = apply_rule(interval_rule, place, layer, rest)
-            reach = _reach(forms, errors).view_as(rest.lower)
-            box = _meet(box, Interval(rest.lower - reach, rest.upper + reach))
-        else:
-            band = strip(stage.relaxation, stage.box)
-            forms = band.slope * forms
-            middle, radius = band.slope * rest.center + band.middle, band.slope.abs() * rest.radius + band.radius
-            rest = Interval(middle - radius, middle + radius)
-    return tuple(stages), box
+@dataclass(frozen=True)
+class Zonotope:
+    """center + errors . eta + own * eta'  with eta [all], shared by all rows, and eta' [rows] in [-1, 1]."""
+
+    center: Tensor  # [batch, rows]
+    errors: Tensor  # [batch, rows, all]
+    own: Tensor  # [batch, rows]
+
+    @property
+    def box(self) -> Interval:
+        reach = torch.linalg.vector_norm(self.errors, 1, 2) + self.own
+        return Interval(self.center - reach, self.center + reach)
 
 
-def _zonotope(stages: Sequence[Stage], box: Interval, forms: Tensor) -> tuple[Tensor, Tensor]:
-    """Forms [rows, batch, *shape] on the last stage's output: center [batch, rows] and errors [batch, rows, all]."""
+def _zonotope(stages: Sequence[Stage], box: Interval, forms: Tensor) -> Zonotope:
+    """Forms [rows, batch, *shape] on the last stage's output, over a box of the first one's inputs."""
     center = torch.zeros_like(forms.flatten(2)[..., 0])
+    own = torch.zeros_like(center)
     errors = []
     for stage in reversed(stages):
+        if stage.error is not None:
+            own = own + (forms.abs() * stage.error).flatten(2).sum(2)
         if isinstance(stage.relaxation, Affine):
             center = center + (forms * stage.relaxation.offset).flatten(2).sum(2)
             forms = stage.relaxation.transpose(forms)
@@ -255,7 +300,66 @@ def _zonotope(stages: Sequence[Stage], box: Interval, forms: Tensor) -> tuple[Te
             forms = forms * band.slope
     center = center + (forms * box.center).flatten(2).sum(2)
     errors.append((forms * box.radius).flatten(2))
-    return center.T, torch.cat(errors, 2).transpose(0, 1)
+    if any(stage.error is not None for stage in stages):
+        own = own + UNIT * (forms.abs() * magnitude(box)).flatten(2).sum(2)
+    return Zonotope(center.T, torch.cat(errors, 2).transpose(0, 1), own.T)
+
+
+def _refined_encoder(relaxed: Relaxed) -> tuple[Stage, ...]:
+    stages: list[Stage] = []
+    bent = False  # an earlier layer is not affine, so that the interval box is not tight
+    start_box = box = relaxed.known.input
+    for old in relaxed.encoder:
+        stage = _stage(old.place, old.layer, _meet(box, old.box), old.rounding)
+        if isinstance(stage.relaxation, Band):
+            if bent:
+                parts = [_zonotope(stages, start_box, rows).box for rows in _identity(stage.box).split(ROWS)]
+                lower, upper = (torch.cat(ends, 1).view_as(old.box.lower) for ends in zip(*parts, strict=True))
+                stage = _stage(old.place, old.layer, _meet(stage.box, Interval(lower, upper)), old.rounding)
+            bent = True
+        stages.append(stage)
+        box = _image(stage)
+    return tuple(stages)
+
+
+def _image(stage: Stage) -> Interval:
+    image = apply_rule(interval_rule, stage.place, stage.layer, stage.box)
+    return image if stage.rounding is None else widen(image, stage.rounding)
+
+
+def _refined_decoder(relaxed: Relaxed, latent: Interval, latents: Zonotope) -> tuple[tuple[Stage, ...], Interval]:
+    """The decoder over refined boxes, and the refined box of its output."""
+    stages: list[Stage] = []
+    box = latent
+    # each layer's output is  forms . (latent - center)  and a rest in its box
+    forms, rest = _identity(latent), Interval(latents.center, latents.center)
+    errors = torch.cat([latents.errors, torch.diag_embed(latents.own)], 2)
+    for old in relaxed.decoder:
+        stage = _stage(old.place, old.layer, _meet(box, old.box), old.rounding)
+        stages.append(stage)
+        box = _image(stage)
+        rounded = _rounded(stage, forms, rest, latents)
+        if isinstance(stage.relaxation, Affine):
+            forms = (stage.layer(forms.flatten(0, 1)) - stage.relaxation.offset).unflatten(0, forms.shape[:2])
+            rest = widen(apply_rule(interval_rule, stage.place, stage.layer, rest), rounded)
+            box = _meet(box, widen(rest, _reach(forms, errors).view_as(rest.lower)))
+        else:
+            band = strip(stage.relaxation, stage.box)
+            forms = band.slope * forms
+            middle = band.slope * rest.center + band.middle
+            rest = widen(Interval(middle, middle), band.slope.abs() * rest.radius + band.radius + rounded)
+    return tuple(stages), box
+
+
+def _rounded(stage: Stage, forms: Tensor, rest: Interval, latents: Zonotope) -> Tensor:
+    """How far rounding moves a stage's output from  forms . (latent - center) + rest  and its reach: [batch, *]."""
+    if stage.rounding is None:
+        return torch.zeros(())
+    reach = latents.box.radius.T.reshape(*forms.shape[:2], *[1] * (forms.ndim - 2))  # [latent, batch, 1, ...]
+    largest = magnitude(rest) + (forms.abs() * reach).sum(0)
+    # the offset of an affine layer is added to each form and taken from it again
+    times = 2 * (1 + reach.sum(0))
+    return stage.rounding + UNIT * times * _size(stage.layer, Interval(-largest, largest), stage.relaxation)
 
 
 def _identity(box: Interval) -> Tensor:
@@ -264,11 +368,6 @@ def _identity(box: Interval) -> Tensor:
     units = math.prod(shape)
     eye = torch.eye(units, dtype=box.lower.dtype, device=box.lower.device)
     return eye.view(units, 1, *shape).expand(-1, batch, *shape)
-
-
-def _around(center: Tensor, errors: Tensor) -> Interval:
-    reach = errors.abs().sum(2)
-    return Interval(center - reach, center + reach)
 
 
 def _reach(forms: Tensor, errors: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ Shapes: x is [batch, *data_shape], noise is [batch, latent_dim], results are [ba
 the unperturbed x (denoising), and for `elbo` any tensor of the shape of x.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Literal, get_args
 
@@ -14,11 +14,14 @@ from torch import Tensor
 
 from paperlib import crown, gaussian
 from paperlib.boxes import Boxes, boxes, same_shape
+from paperlib.exact import exact_bounds
 from paperlib.interval import Interval, LinfBall
+from paperlib.rounding import widen
+from paperlib.sound import SoundBoxes, sound_boxes
 from paperlib.vae import VAE
 
 Target = Literal["perturbed", "clean"]
-Method = Literal["ibp", "crown-ibp", "crown"]
+Method = Literal["ibp", "crown-ibp", "crown", "exact", "best"]
 
 
 def elbo(vae: VAE, x: Tensor, noise: Tensor, target: Target | Tensor = "perturbed") -> Tensor:
@@ -56,37 +59,51 @@ def elbo_bounds(
     method: Method = "ibp",
     target: Target = "perturbed",
     steps: int = 0,
+    *,
+    budget: int = 100,
+    tol: float = 1e-3,
+    sound: bool = False,
 ) -> Interval:
     """Certified: every x' in the ball around x has lower <= ELBO(x'; noise) <= upper, [batch], in nats.
 
-    Holds for this noise draw and in real arithmetic; in float32 rounding can exceed it by about 1e-6 of its size.
-    Differentiable in the parameters, so the lower end can be trained on.
+    Holds for this noise draw and in real arithmetic; in float32 rounding can exceed it by about 1e-6 of its size. With
+    `sound` it holds for the numbers that `elbo` returns in the precision of its arguments, whatever the order of its
+    sums; the bounds are then float64. No method is ever looser than "ibp".
 
     Args:
         vae: in evaluation mode if it has dropout or batch normalisation.
-        method: "ibp", interval bound propagation.
+        method: "ibp", interval bound propagation, two products a layer; differentiable in the parameters.
+            "crown-ibp", linear bounds of the whole ELBO over the boxes of "ibp", about twice the cost; differentiable.
+            "crown", the same over boxes that linear bounds have tightened, about a hundred times the cost.
+            "exact", branch and bound, for at most three inputs.
+            "best", the tightest of the first three within `budget`.
         target: "perturbed": the likelihood of x' itself, whose box is the input's; "clean": the likelihood of x.
+        steps: of a search for the free slopes of linear bounds. None is looser than no search, and none has a gradient.
+        budget: of "best", in evaluations of the ELBO for each example.
+        tol: of "exact": how far the ends may be from the true extremes, in nats.
 
     Raises:
-        ValueError: x outside the data range or not finite, misfitting shapes or dtypes, an unknown method or target.
-        UnsupportedLayerError: a layer without interval rule.
+        ValueError: x outside the data range or not finite, misfitting shapes or dtypes, an unknown method or target;
+            with `sound`, arithmetic that rounds in ways without a bound (TF32, bfloat16), or "exact".
+        UnsupportedLayerError: a layer without the rules that the method needs.
+        NotImplementedError: a likelihood without them.
     """
-    known = _checked_boxes(vae, x, ball, noise, method, target)
-    return bounds_over(vae, known, noise, method, steps)
-
-
-def bounds_over(vae: VAE, known: Boxes, noise: Tensor, method: str, steps: int = 0) -> Interval:
-    """`elbo_bounds` over boxes that are known: any box of inputs, not only a ball. Checks nothing."""
+    _check_method(method, sound)
+    if method == "exact":
+        return _exact(vae, x, ball, noise, target, tol)
+    if method == "best":
+        method, steps = _best(vae, budget)
+    vae, noise, known, rounding = _prepared(vae, x, ball, noise, target, sound)
     log_likelihood = vae.likelihood.bounds(known.output, known.target)
     kl = gaussian.kl_bounds(known.mean, known.log_var)
     bounds = Interval(log_likelihood.lower - kl.upper, log_likelihood.upper - kl.lower)
-    if method == "ibp":
-        return bounds
-    relaxed = _relaxed(vae, known, noise, method)
-    return Interval(
-        _better(bounds.lower, crown.lower(relaxed, steps), torch.maximum, -1),
-        _better(bounds.upper, crown.upper(relaxed, steps), torch.minimum, 1),
-    )
+    if method != "ibp":
+        relaxed = _relaxed(vae, known, noise, rounding, method)
+        lower, upper = crown.lower(relaxed, steps), crown.upper(relaxed, steps)
+        bounds = Interval(
+            torch.maximum(bounds.lower, lower - _slack(lower)), torch.minimum(bounds.upper, upper + _slack(upper))
+        )
+    return bounds if rounding is None else widen(bounds, rounding.value)
 
 
 def certificate(
@@ -97,35 +114,72 @@ def certificate(
     target: Target = "perturbed",
     method: Method = "ibp",
     steps: int = 0,
+    *,
+    budget: int = 100,
+    tol: float = 1e-3,
+    sound: bool = False,
 ) -> Tensor:
-    """The lower end of `elbo_bounds` alone, [batch], in nats: what proVAE trains on."""
-    known = _checked_boxes(vae, x, ball, noise, method, target)
-    lower = vae.likelihood.lower(known.output, known.target) - gaussian.kl_upper(known.mean, known.log_var)
-    if method == "ibp":
-        return lower
-    relaxed = _relaxed(vae, known, noise, method)
-    return _better(lower, crown.lower(relaxed, steps), torch.maximum, -1)
+    """The lower end of `elbo_bounds` alone, [batch], in nats: what proVAE trains on. Arguments and errors as there."""
+    _check_method(method, sound)
+    if method == "exact":
+        return _exact(vae, x, ball, noise, target, tol).lower
+    if method == "best":
+        method, steps = _best(vae, budget)
+    vae, noise, known, rounding = _prepared(vae, x, ball, noise, target, sound)
+    bound = vae.likelihood.lower(known.output, known.target) - gaussian.kl_upper(known.mean, known.log_var)
+    if method != "ibp":
+        linear = crown.lower(_relaxed(vae, known, noise, rounding, method), steps)
+        bound = torch.maximum(bound, linear - _slack(linear))
+    return bound if rounding is None else bound - rounding.value
 
 
-def _relaxed(vae: VAE, known: Boxes, noise: Tensor, method: str) -> crown.Relaxed:
-    relaxed = crown.relax(vae, known, noise)
-    return crown.refine(relaxed) if method == "crown" else relaxed
-
-
-def _better(interval: Tensor, linear: Tensor, best: Callable[[Tensor, Tensor], Tensor], away: int) -> Tensor:
-    # Moved away by a few units of rounding, a linear bound never passes the interval's by rounding alone.
-    slack = away * 64 * torch.finfo(linear.dtype).eps * (1 + linear.detach().abs())
-    return best(interval, linear + slack)
-
-
-def _checked_boxes(vae: VAE, x: Tensor, ball: LinfBall, noise: Tensor, method: str, target: str) -> Boxes:
+def _check_method(method: str, sound: bool) -> None:
     if method not in get_args(Method):
         raise ValueError(f"unknown method {method!r}; use one of {', '.join(map(repr, get_args(Method)))}")
+    if sound and method == "exact":
+        raise ValueError('method="exact" holds in real arithmetic: with sound=True use another method')
+
+
+def _prepared(
+    vae: VAE, x: Tensor, ball: LinfBall, noise: Tensor, target: Target, sound: bool
+) -> tuple[VAE, Tensor, Boxes, SoundBoxes | None]:
+    """Checked arguments, and their boxes: those of the deployed network in float64 where the bound is to be sound."""
+    check_target(target)
+    check_inputs(vae, x, noise)
+    with _fitting(x):
+        if sound:
+            found = sound_boxes(vae, x, ball, noise, target)
+            return found.network, noise.double(), found.known, found
+        box = ball.box(x)
+        return vae, noise, boxes(vae, box, noise, box if target == "perturbed" else Interval(x, x)), None
+
+
+def _exact(vae: VAE, x: Tensor, ball: LinfBall, noise: Tensor, target: Target, tol: float) -> Interval:
     check_target(target)
     check_inputs(vae, x, noise)
     box = ball.box(x)
     with _fitting(x):
-        return boxes(vae, box, noise, box if target == "perturbed" else Interval(x, x))
+        return exact_bounds(vae, box, noise, box if target == "perturbed" else Interval(x, x), tol)
+
+
+def _relaxed(vae: VAE, known: Boxes, noise: Tensor, sound: SoundBoxes | None, method: Method) -> crown.Relaxed:
+    relaxed = crown.relax(vae, known, noise, sound)
+    return crown.refine(relaxed) if method == "crown" else relaxed
+
+
+def _best(vae: VAE, budget: int) -> tuple[Method, int]:
+    # Costs in evaluations of the ELBO: "ibp" 2, "crown-ibp" 4, each form pulled back for "crown" one; a step of the
+    # search takes a bound and its gradient.
+    linear, step = 4, 4
+    refined = linear + 4 * vae.latent_dim
+    if budget < linear:
+        return "ibp", 0
+    return ("crown", (budget - refined) // step) if budget >= refined else ("crown-ibp", (budget - linear) // step)
+
+
+def _slack(linear: Tensor) -> Tensor:
+    # Lowered by a few units of rounding, a linear bound never passes the interval's by rounding alone.
+    return 64 * torch.finfo(linear.dtype).eps * (1 + linear.detach().abs())
 
 
 def check_target(target: str) -> None:

@@ -76,7 +76,7 @@ def attack_config(dataset: str, profile: str) -> dict[str, Any]:
     """What the rows of `attacked_rows` depend on."""
     size = SIZES[profile]
     return {
-        **_models_config(dataset, profile),
+        **models_config(dataset, profile),
         "eps": list(EPS_GRID),
         "images": size.attacked,
         "steps": size.attack_steps,
@@ -100,7 +100,7 @@ def strength_config(dataset: str, profile: str) -> dict[str, Any]:
     """What the rows of `strength_rows` depend on."""
     size = SIZES[profile]
     return {
-        **_models_config(dataset, profile),
+        **models_config(dataset, profile),
         "eps": EPS,
         "images": size.strength,
         "steps": list(size.strength_steps),
@@ -149,7 +149,7 @@ def certified_config(dataset: str, profile: str) -> dict[str, Any]:
     """What the rows of `certified_rows` depend on."""
     size = SIZES[profile]
     return {
-        **_models_config(dataset, profile),
+        **models_config(dataset, profile),
         "eps": list(EPS_GRID),
         "images": size.certified,
         "draws": size.draws,
@@ -181,7 +181,7 @@ def certified_rows(models: Mapping[str, VAE], test: Dataset, profile: str) -> tu
 
 def looseness_config(dataset: str, profile: str) -> dict[str, Any]:
     """What the rows of `looseness_rows` depend on."""
-    return {**_models_config(dataset, profile), "eps": EPS, "images": SIZES[profile].looseness}
+    return {**models_config(dataset, profile), "eps": EPS, "images": SIZES[profile].looseness}
 
 
 def looseness_rows(models: Mapping[str, VAE], test: Dataset, profile: str) -> pd.DataFrame:
@@ -196,6 +196,7 @@ def looseness_rows(models: Mapping[str, VAE], test: Dataset, profile: str) -> pd
     return pd.concat(frames, ignore_index=True)
 
 
-def _models_config(dataset: str, profile: str) -> dict[str, Any]:
+def models_config(dataset: str, profile: str) -> dict[str, Any]:
+    """What every result on the digit models depends on."""
     models = {name: config.as_dict() for name, config in digit_models(dataset, profile).items()}
     return {"models": models, "noise_seed": NOISE_SEED}

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from paperlib.interval import Interval
 from paperlib.relaxation import Band, chord_above, concave, tangent
+from paperlib.rounding import FLOOR, UNITS, Rounding, magnitude
 
 
 def reparametrize(mean: Tensor, log_var: Tensor, noise: Tensor) -> Tensor:
@@ -22,6 +23,12 @@ def reparametrize_bounds(mean: Interval, log_var: Interval, noise: Tensor) -> In
     """
     low, high = (torch.exp(end / 2) * noise for end in log_var)
     return Interval(mean.lower + torch.minimum(low, high), mean.upper + torch.maximum(low, high))
+
+
+def reparametrize_rounding(mean: Interval, log_var: Interval, noise: Tensor) -> Rounding:
+    """How `reparametrize` rounds, at worst over both boxes, [batch, latent]."""
+    scale = torch.exp(log_var.upper / 2)
+    return Rounding(UNITS["exp"] + 2, magnitude(mean) + scale.clamp(min=FLOOR) * noise.abs(), peak=scale)
 
 
 def scale_band(log_var: Interval) -> Band:
@@ -56,6 +63,13 @@ def kl_upper(mean: Interval, log_var: Interval) -> Tensor:
     """The upper end of `kl_bounds`, [batch], in nats: all that a lower bound of the ELBO needs."""
     largest = torch.maximum(*map(_mean_term, mean)) + torch.maximum(*map(_log_var_term, log_var))
     return largest.sum(-1) / 2
+
+
+def kl_rounding(mean: Interval, log_var: Interval) -> Rounding:
+    """How `kl` rounds, at worst over both boxes and in any order of summation, [batch]."""
+    expm1 = torch.maximum(*(torch.expm1(end).abs() for end in log_var))
+    terms = magnitude(mean).square() + expm1 + magnitude(log_var)
+    return Rounding(UNITS["expm1"] + 2 + terms.shape[-1], terms.sum(-1) / 2)
 
 
 def kl_bands(mean: Interval, log_var: Interval) -> tuple[Band, Band]:

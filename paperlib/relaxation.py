@@ -7,11 +7,12 @@ A linear form is a tensor of coefficients [*rows, batch, *shape] on a layer's ou
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import singledispatch
+from functools import partial, singledispatch
 from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from paperlib.interval import Interval, UnsupportedLayerError, interval_rule
 
@@ -144,7 +145,8 @@ def chord_below(function: Function, derivative: Function, box: Interval) -> Line
 
 
 def _quotient(low: Tensor, high: Tensor, box: Interval) -> Tensor:
-    return (high - low) / (box.upper - box.lower).clamp(min=torch.finfo(low.dtype).tiny)
+    width = box.upper - box.lower
+    return (high - low) / torch.where(width > torch.finfo(width.dtype).tiny, width, 1.0)  # no gradient overflows
 
 
 def tangent(function: Function, derivative: Function, at: Tensor) -> Line:
@@ -176,14 +178,15 @@ def sigmoidal(function: Function, derivative: Function, box: Interval) -> Band:
 @relaxation_rule.register
 def _(layer: nn.ReLU | nn.LeakyReLU, box: Interval) -> Band:
     leak = layer.negative_slope if isinstance(layer, nn.LeakyReLU) else 0.0
+    function = partial(F.leaky_relu, negative_slope=leak)  # never in place
     if leak > 1:
-        return concave(layer, lambda v: torch.where(v >= 0, 1.0, leak).to(v.dtype), box)
+        return concave(function, lambda v: torch.where(v >= 0, torch.ones_like(v), leak), box)
     # Below: the line of either end, which is one where the sign is known. Start: the smaller area.
     low, high = box
-    zero = torch.zeros_like(low)
-    first, second = (torch.where(sign, 1.0, leak).to(low.dtype) for sign in (low >= 0, high > 0))
+    zero, one = torch.zeros_like(low), torch.ones_like(low)
+    first, second = (torch.where(sign, one, leak) for sign in (low >= 0, high > 0))
     weight = (low + high > 0).to(low.dtype)
-    at_low, at_high = layer(low), layer(high)
+    at_low, at_high = function(low), function(high)
     slope = _quotient(at_low, at_high, box).clamp(first, second)
     above = Line(slope, torch.maximum(at_low - slope * low, at_high - slope * high))
     return Band(Choice(Line(first, zero), Line(second, zero), weight), above)
@@ -192,7 +195,8 @@ def _(layer: nn.ReLU | nn.LeakyReLU, box: Interval) -> Band:
 @relaxation_rule.register
 def _(layer: nn.ELU, box: Interval) -> Band:
     kind = convex if layer.alpha <= 1 else sigmoidal
-    return kind(layer, lambda v: torch.where(v >= 0, 1.0, layer.alpha * torch.exp(v.clamp(max=0))), box)
+    function = partial(F.elu, alpha=layer.alpha)  # never in place
+    return kind(function, lambda v: torch.where(v >= 0, 1.0, layer.alpha * torch.exp(v.clamp(max=0))), box)
 
 
 @relaxation_rule.register
@@ -214,7 +218,8 @@ def _(layer: nn.Sigmoid, box: Interval) -> Band:
 
 @relaxation_rule.register
 def _(layer: nn.Tanh, box: Interval) -> Band:
-    return sigmoidal(layer, lambda v: torch.cosh(v).reciprocal().square(), box)
+    # 1 / cosh^2 in a form whose gradient does not overflow
+    return sigmoidal(layer, lambda v: 4 * torch.sigmoid(2 * v) * torch.sigmoid(-2 * v), box)
 
 
 # Affine layers
@@ -237,7 +242,8 @@ def _affine(layer: nn.Module, box: Interval) -> Affine:
             zero = torch.zeros(math.prod(lead), *shape, dtype=at_zero.dtype, device=at_zero.device, requires_grad=True)
             image = layer(zero)
         flat = coefficients.reshape(-1, *at_zero.shape[1:])
-        (pulled,) = torch.autograd.grad(image, zero, flat, create_graph=torch.is_grad_enabled())
+        learns = flat.requires_grad or any(parameter.requires_grad for parameter in layer.parameters())
+        (pulled,) = torch.autograd.grad(image, zero, flat, create_graph=learns and torch.is_grad_enabled())
         return pulled.view(*lead, *shape)
 
     return Affine(transpose, at_zero[0])

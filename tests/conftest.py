@@ -1,5 +1,8 @@
 """What every test shares: type hints of paperlib are checked at each call, chance is seeded, figures need no screen."""
 
+import ast
+import re
+from pathlib import Path
 from typing import Literal
 
 import matplotlib
@@ -8,8 +11,10 @@ from beartype import BeartypeConf, FrozenDict
 from beartype.claw import beartype_package
 from hypothesis import settings
 
-# A wrong word for `method` or `target` must meet the library's own message, so beartype takes any string there.
-_WORDS = FrozenDict({Literal["perturbed", "clean"]: str, Literal["ibp"]: str})
+# A wrong word must meet the library's own message, so beartype takes any string for each Literal in the sources.
+_SOURCES = (Path(__file__).parents[1] / "paperlib").glob("*.py")
+_CHOICES = [words for source in _SOURCES for words in re.findall(r"Literal\[(.*?)\]", source.read_text(), re.DOTALL)]
+_WORDS = FrozenDict({Literal[ast.literal_eval(f"({words},)")]: str for words in _CHOICES})
 beartype_package(
     "paperlib", conf=BeartypeConf(hint_overrides=_WORDS, is_pep484_tower=True)
 )  # before the first import of paperlib

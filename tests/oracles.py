@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.distributions import Bernoulli as BernoulliDensity
 from torch.distributions import Normal, kl_divergence
 
-from paperlib import VAE, Bernoulli, Gaussian, Interval, LinfBall, conv_vae, elbo, elbo_bounds, mlp_vae
+from paperlib import VAE, Bernoulli, Gaussian, Interval, LinfBall, conv_vae, crown, elbo, elbo_bounds, mlp_vae
+from paperlib.boxes import boxes
 from paperlib.elbo import certificate
 from paperlib.likelihood import Likelihood
 
@@ -70,31 +71,96 @@ def reference_elbo(vae: VAE, x: Tensor, noise: Tensor, target: Tensor) -> Tensor
 
 
 @torch.no_grad()
-def audit(vae: VAE, x: Tensor, eps: float, noise: Tensor, target: str) -> None:
-    """Fails unless `elbo` is the reference and `elbo_bounds` encloses it on [0, 1], and both close exactly at eps 0."""
+def audit(
+    vae: VAE, x: Tensor, eps: float, noise: Tensor, target: str, method: str = "ibp", steps: tuple[int, ...] = (0,)
+) -> None:
+    """Fails unless `elbo` is the reference and `elbo_bounds` encloses it on [0, 1], and both close exactly at eps 0.
+
+    Of a linear bound also: it is never looser than intervals, its free weights never loosen it, and the boxes that it
+    rests on hold the values of every layer.
+    """
     clean = reference_elbo(vae, x, noise, x)
     torch.testing.assert_close(elbo(vae, x, noise), clean, rtol=ROUNDING, atol=ROUNDING)
 
-    points = points_of(torch.maximum(x - eps, torch.zeros_like(x)), torch.minimum(x + eps, torch.ones_like(x)))
-    values = torch.stack([reference_elbo(vae, p, noise, p if target == "perturbed" else x) for p in points])
-    bounds = elbo_bounds(vae, x, LinfBall(eps), noise, target=target)
-    assert_encloses(bounds, values)
-    assert torch.equal(certificate(vae, x, LinfBall(eps), noise, target=target), bounds.lower), "two certificates"
+    points = hard_points(vae, x, eps, noise, target)
+    values = values_at(vae, points, x, noise, target)
+    looser = elbo_bounds(vae, x, LinfBall(eps), noise, target=target)
+    for count in steps:
+        bounds = elbo_bounds(vae, x, LinfBall(eps), noise, method, target, count)
+        assert_encloses(bounds, values)
+        assert (bounds.lower >= looser.lower).all() and (bounds.upper <= looser.upper).all(), "looser than before"
+        alone = certificate(vae, x, LinfBall(eps), noise, target, method, count)
+        assert torch.equal(alone, bounds.lower), "two certificates"
+        looser = bounds
+    if method == "crown":
+        audit_refined_boxes(vae, x, eps, noise, points)
 
-    closed = elbo_bounds(vae, x, LinfBall(0.0), noise, target=target)
+    closed = elbo_bounds(vae, x, LinfBall(0.0), noise, method, target, steps[-1])
     assert torch.equal(closed.lower, closed.upper), "the bounds do not close at eps 0"
     assert torch.equal(closed.lower, elbo(vae, x, noise)), "the bounds at eps 0 are not the ELBO"
+
+
+def values_at(vae: VAE, points: Tensor, x: Tensor, noise: Tensor, target: str) -> Tensor:
+    """`reference_elbo` of points [points, *shape of x] that explain themselves or x: [points, batch]."""
+    goal = points if target == "perturbed" else x.expand_as(points)
+    values = reference_elbo(vae, points.flatten(0, 1), noise.repeat(len(points), 1), goal.flatten(0, 1))
+    return values.view(points.shape[:2])
+
+
+def hard_points(vae: VAE, x: Tensor, eps: float, noise: Tensor, target: str, turns: int = 3) -> Tensor:
+    """`points_of` the ball on [0, 1], and the corners to which the gradient of the ELBO points, both up and down."""
+    lower, upper = torch.maximum(x - eps, torch.zeros_like(x)), torch.minimum(x + eps, torch.ones_like(x))
+    found = [*points_of(lower, upper)]
+    for up in (True, False):
+        at = x
+        for _ in range(turns):
+            with torch.enable_grad():
+                at = at.detach().requires_grad_()
+                value = reference_elbo(vae, at, noise, at if target == "perturbed" else x)
+                (slope,) = torch.autograd.grad(value.sum(), at)
+            at = torch.where((slope > 0) == up, upper, lower)
+            found.append(at)
+    return torch.stack(found)
+
+
+def audit_refined_boxes(vae: VAE, x: Tensor, eps: float, noise: Tensor, points: Tensor) -> None:
+    """Fails unless each box of `crown.refine` holds its layer's input at all points, and lies in its interval box."""
+    ball = LinfBall(eps).box(x)
+    known = boxes(vae, ball, noise, ball)
+    refined = crown.refine(crown.relax(vae, known, noise))
+    *encoder, heads = trail(vae.encoder, points)
+    mean, log_var = heads.chunk(2, -1)
+    inputs = [*encoder, *trail(vae.decoder, mean + log_var.exp().sqrt() * noise)]
+    found = [*(stage.box for stage in (*refined.encoder, *refined.decoder)), refined.known.output]
+    interval = [*known.encoder[:-1], *known.decoder]
+    for box, values, outer in zip(found, inputs, interval, strict=True):
+        assert_encloses(box, values)
+        assert_encloses(outer, torch.stack([*box]), rounding=0)
+    assert_encloses(refined.known.mean, mean)
+    assert_encloses(refined.known.log_var, log_var)
+
+
+def trail(module: nn.Module, points: Tensor) -> list[Tensor]:
+    """The points [points, batch, *shape], then what each layer of a possibly nested nn.Sequential makes of them."""
+    found = [points]
+    for child in module if isinstance(module, nn.Sequential) else [module]:
+        if isinstance(child, nn.Sequential):
+            found += trail(child, found[-1])[1:]
+        else:
+            found.append(child(found[-1].flatten(0, 1)).unflatten(0, points.shape[:2]))
+    return found
 
 
 def audit_case(name: str, likelihood: str = "bernoulli", batch: int = 3) -> tuple[VAE, Tensor, Tensor]:
     """A seeded network in float64 with inputs and noise: `CASES` names them.
 
     Interval bounds of a random network are so loose that most bugs hide in the slack, thus some are built to be tight:
-    each of "chain", "spread" and "flat" reaches one bound of the certificate at a corner.
+    each of "chain", "spread" and "flat" reaches one bound of the certificate at a corner. "bend" is the same for linear
+    relaxations of ReLU, and "smooth" has the other activations.
     """
     torch.manual_seed(1)
     vae = CASES[name](LIKELIHOODS[likelihood]()).double().eval()
-    shape = {"conv": (1, 4, 4), "chain": (1,)}.get(name, (3,))
+    shape = {"conv": (1, 4, 4), "chain": (1,), "bend": (1,)}.get(name, (3,))
     x = torch.rand(batch, *shape, dtype=torch.float64).round(decimals=1)  # some pixels near or on the edge of [0, 1]
     x[0], x[-1] = 0.0, 1.0
     noise = torch.randn(batch, vae.latent_dim, dtype=torch.float64)
@@ -123,6 +189,19 @@ def _flat(likelihood: Likelihood) -> VAE:
     return VAE(_affine([[0.0] * 3] * 2, [0.0, 0.0]), _affine([[0.0]] * 3, [5.0, -5.0, 0.0]), likelihood, 1)
 
 
+def _bend(likelihood: Likelihood) -> VAE:
+    """One unit a layer: mean = 2 relu(x - 1/2) - 1/2, log_var = x - 1, output = 2 relu(z) - 1: each relu is cut."""
+    encoder = nn.Sequential(_affine([[1.0], [1.0]], [-0.5, 1.0]), nn.ReLU(), _affine([[2.0, 0], [0, 1]], [-0.5, -2.0]))
+    decoder = nn.Sequential(_affine([[1.0]], [0.0]), nn.ReLU(), _affine([[2.0]], [-1.0]))
+    return VAE(encoder, decoder, likelihood, 1)
+
+
+def _smooth(likelihood: Likelihood) -> VAE:
+    encoder = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 4), nn.ELU(), nn.Linear(4, 4))
+    decoder = nn.Sequential(nn.Linear(2, 4), nn.Softplus(), nn.Linear(4, 4), nn.Sigmoid(), nn.Linear(4, 3))
+    return VAE(encoder, decoder, likelihood, 2)
+
+
 CASES = {
     "mlp": lambda likelihood: mlp_vae((3,), (5,), 2, likelihood),
     "deep": lambda likelihood: mlp_vae((3,), (6, 4), 2, likelihood),
@@ -130,6 +209,8 @@ CASES = {
     "chain": _chain,
     "spread": _spread,
     "flat": _flat,
+    "bend": _bend,
+    "smooth": _smooth,
 }
 
 

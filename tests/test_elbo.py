@@ -255,8 +255,9 @@ def test_an_unknown_target_word_is_refused(function: Callable) -> None:
 
 
 def test_an_unknown_method_is_refused() -> None:
-    with pytest.raises(ValueError, match="unknown method 'magic'; use \"ibp\""):
-        elbo_bounds(**swapped(), ball=LinfBall(0.1), method="magic")
+    for function in (elbo_bounds, certificate):
+        with pytest.raises(ValueError, match=r"unknown method 'magic'; use one of 'ibp', 'crown-ibp', 'crown'"):
+            function(**swapped(), ball=LinfBall(0.1), method="magic")
 
 
 def test_pixels_outside_the_data_range_are_refused_by_the_bounds() -> None:
@@ -273,5 +274,7 @@ def test_an_unsupported_layer_of_either_half_is_refused_with_name_and_place(half
 
 
 def test_the_public_signature_is_the_one_that_others_rely_on() -> None:
-    assert [*inspect.signature(elbo_bounds).parameters] == ["vae", "x", "ball", "noise", "method", "target"]
+    names = [*inspect.signature(elbo_bounds).parameters]
+    assert names[:7] == ["vae", "x", "ball", "noise", "method", "target", "steps"]  # more may follow
+    assert inspect.signature(elbo_bounds).parameters["method"].default == "ibp"
     assert [*inspect.signature(elbo).parameters] == ["vae", "x", "noise", "target"]

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 
 from paperlib import Interval
-from paperlib.gaussian import kl, kl_bounds, kl_upper, reparametrize, reparametrize_bounds
+from paperlib.gaussian import kl, kl_bands, kl_bounds, kl_upper, reparametrize, reparametrize_bounds, scale_band
 
 ENDS = st.tuples(st.floats(-6, 6), st.floats(-6, 6)).map(sorted)
 NOISE = st.floats(-4, 4)
@@ -61,6 +61,33 @@ def test_the_latent_box_is_that_of_a_dense_grid(mean: list[float], log_var: list
     assert_encloses(bounds, values[:, None])
     torch.testing.assert_close(bounds.upper[0, 0], values.max(), rtol=ROUNDING, atol=ROUNDING)
     torch.testing.assert_close(bounds.lower[0, 0], values.min(), rtol=ROUNDING, atol=ROUNDING)
+
+
+BOX = (
+    ENDS
+    | st.tuples(st.floats(-40, 40), st.floats(-40, 40)).map(sorted)
+    | st.floats(-20, 20).map(lambda end: [end, end])
+    | st.sampled_from([[0.0, 0.0], [-1e-12, 1e-12], [3.0, 3.0 + 1e-12], [-2000.0, -1900.0], [-2000.0, 5.0]])
+)
+
+
+@given(BOX)
+def test_lines_around_the_spread_and_both_terms_of_the_divergence_hold_on_a_dense_grid(ends: list[float]) -> None:
+    box, points = box_of(ends), torch.cat([grid(*ends, 801), torch.zeros(1).double().clamp(*ends)])
+    of_mean, of_log_var = kl_bands(box, box)
+    curves = {
+        "spread": (scale_band(box), torch.exp(points / 2)),
+        "mean": (of_mean, -points.square() / 2),
+        "log_var": (of_log_var, (points + 1 - torch.exp(points)) / 2),
+    }
+    for name, (band, values) in curves.items():
+        for sign, line in ((1, band.lower), (-1, band.upper)):
+            above = sign * (values - (line.slope * points + line.offset).flatten())
+            # the terms of log_var are summed from numbers as large as points and exp
+            size = 1 + values.abs() + (line.slope * points).abs() + line.offset.abs() + points.abs()
+            assert (above >= -ROUNDING * size).all(), name
+            if ends[1] - ends[0] < 6 and ends[0] > -40:  # tangents touch between two points of the grid
+                assert above.min() < 1e-3 * (1 + values.abs().max()), f"{name}: a line that touches nowhere"
 
 
 @given(st.integers(0, 2**16), st.integers(1, 3))

@@ -5,15 +5,16 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracles import LIKELIHOODS, ROUNDING, assert_encloses, grid, points_of
 from torch import Tensor
 from torch.distributions import Bernoulli as BernoulliDensity
 from torch.distributions import Normal
 
-from paperlib import Bernoulli, Gaussian, Interval
+from paperlib import Bernoulli, Gaussian, Interval, LinfBall, elbo, elbo_bounds, mlp_vae
 from paperlib.likelihood import Likelihood
+from paperlib.relaxation import Choice
 
 UNIT = st.floats(0, 1)
 TARGET = st.tuples(UNIT, UNIT).map(sorted) | UNIT.map(lambda t: [t, t]) | st.sampled_from([[0.0, 1.0], [0.0, 0.0]])
@@ -120,6 +121,77 @@ def test_the_two_ends_alone_are_the_ends_of_the_range(likelihood: Likelihood) ->
     bounds = likelihood.bounds(*(pair := boxes(5, 4)))
     assert torch.equal(bounds.lower, likelihood.lower(*pair))
     assert torch.equal(bounds.upper, likelihood.upper(*pair))
+
+
+@EACH
+@settings(max_examples=25)
+@given(
+    output=OUTPUT
+    | st.floats(-30, 30).map(lambda end: [end, end])
+    | st.just([-800.0, 900.0])
+    | st.just([1.0, 1 + 1e-12]),
+    target=TARGET | st.just([-0.5, 1.5]) | st.just([0.3, 0.3 + 1e-12]),
+)
+def test_planes_are_below_and_above_the_density_on_a_dense_grid(
+    likelihood: Likelihood, output: list[float], target: list[float]
+) -> None:
+    points = torch.cartesian_prod(grid(*output, 61), grid(*target, 31))
+    values = likelihood.log_prob(*points.T[..., None])
+    boxes = box_of(output), box_of(target)
+    for sign, found in ((1, likelihood.plane_below(*boxes)), (-1, likelihood.plane_above(*boxes))):
+        mixtures = [found]
+        if isinstance(found, Choice):
+            assert 0 <= found.weight.item() <= 1
+            shares = (0.0, 0.25, 0.5, 0.9, 1.0, found.weight.item())
+            mixtures = [found.at(torch.full_like(found.weight, share)) for share in shares]
+            assert mixtures[0] == found.first or torch.equal(mixtures[0].offset, found.first.offset)
+        for plane in mixtures:
+            slopes = torch.cat([plane.output_slope[0], plane.target_slope[0]])
+            fit = points @ slopes + plane.offset[0]
+            size = (points * slopes).abs().sum(1) + plane.offset[0].abs() + values.abs()
+            assert (sign * (values - fit) >= -ROUNDING * size).all()
+
+
+@EACH
+def test_planes_touch_the_density(likelihood: Likelihood) -> None:
+    output, target = (box_of(ends) for ends in ([-1.0, 2.0], [0.2, 0.6]))
+    points = torch.cartesian_prod(grid(-1, 2, 601), grid(0.2, 0.6, 41))
+    values = likelihood.log_prob(*points.T[..., None])
+    for found in (likelihood.plane_below(output, target), likelihood.plane_above(output, target)):
+        for plane in [found.first, found.second] if isinstance(found, Choice) else [found]:
+            fit = points @ torch.cat([plane.output_slope[0], plane.target_slope[0]]) + plane.offset[0]
+            # the points of contact are within half a step of the grid, and the curvature is at most 4
+            assert (values - fit).abs().min() < 1e-3
+
+
+class Laplace(Likelihood):
+    """exp(-|target - output|) / 2, by a user who has given intervals their bounds and no planes."""
+
+    def log_prob(self, output: Tensor, target: Tensor) -> Tensor:
+        return -((target - output).abs() + math.log(2)).flatten(1).sum(1)
+
+    def lower(self, output: Interval, target: Interval) -> Tensor:
+        return self.log_prob(torch.maximum(target.upper - output.lower, output.upper - target.lower), 0 * output.lower)
+
+    def upper(self, output: Interval, target: Interval) -> Tensor:
+        nearest = torch.maximum(target.lower - output.upper, output.lower - target.upper).clamp(min=0)
+        return self.log_prob(nearest, 0 * nearest)
+
+    def mean(self, output: Tensor) -> Tensor:
+        return output
+
+
+def test_a_users_likelihood_needs_planes_for_linear_bounds_only() -> None:
+    vae, x, noise = mlp_vae((3,), (4,), 2, Laplace()).double(), torch.rand(2, 3).double(), torch.randn(2, 2).double()
+    bounds = elbo_bounds(vae, x, LinfBall(0.1), noise)
+    values = torch.stack([elbo(vae, point, noise) for point in points_of(*LinfBall(0.1).box(x))])
+    assert_encloses(bounds, values)
+    for method in ("crown-ibp", "crown"):
+        message = 'Laplace has no plane_below, which linear bounds need: use method="ibp"'
+        with pytest.raises(NotImplementedError, match=f"^{message}$"):
+            elbo_bounds(vae, x, LinfBall(0.1), noise, method)
+    with pytest.raises(NotImplementedError, match="Laplace has no plane_above"):
+        vae.likelihood.plane_above(*boxes(2, 3))
 
 
 def test_a_target_range_beyond_0_and_1_gives_a_range_that_still_holds() -> None:

@@ -60,7 +60,9 @@ def test_the_callers_randomness_neither_matters_nor_changes() -> None:
     assert torch.equal(torch.get_rng_state(), state)
 
 
-@pytest.mark.parametrize("field", [{"seed": 1}, {"eps": 0.1}, {"kappa": 0.0}, {"lr": 1e-3}, {"target": "clean"}])
+@pytest.mark.parametrize(
+    "field", [{"seed": 1}, {"eps": 0.1}, {"kappa": 0.0}, {"lr": 1e-3}, {"target": "clean"}, {"bound": "crown-ibp"}]
+)
 def test_another_configuration_gives_other_weights(field: dict[str, Any]) -> None:
     base = replace(CONFIG, ramp_start=0.0, ramp_end=0.1)
     first, other = (train(config, data=stripes(), device="cpu") for config in (base, replace(base, **field)))
@@ -106,15 +108,15 @@ def test_the_held_out_images_are_the_last_tenth_and_never_trained_on() -> None:
 
 
 @pytest.mark.parametrize("kappa", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("method", ["ibp", "crown-ibp"])
 @pytest.mark.parametrize("target", ["perturbed", "clean"])
 @pytest.mark.parametrize("likelihood", [Bernoulli(), Gaussian(0.5)], ids=["bernoulli", "gaussian"])
-def test_the_loss_is_its_formula(kappa: float, target: Any, likelihood: Any) -> None:
+def test_the_loss_is_its_formula(kappa: float, method: Any, target: Any, likelihood: Any) -> None:
     vae = mlp_vae((16,), (12,), 2, likelihood).double()
     x, noise, ball = stripes(8).x.double(), torch.randn(8, 2).double(), LinfBall(0.1)
-    expected = -(
-        kappa * elbo(vae, x, noise) + (1 - kappa) * elbo_bounds(vae, x, ball, noise, target=target).lower
-    ).mean()
-    torch.testing.assert_close(robust_loss(vae, x, ball, noise, kappa, target), expected, rtol=1e-12, atol=0)
+    certified = elbo_bounds(vae, x, ball, noise, method, target).lower
+    expected = -(kappa * elbo(vae, x, noise) + (1 - kappa) * certified).mean()
+    torch.testing.assert_close(robust_loss(vae, x, ball, noise, kappa, target, method), expected, rtol=1e-12, atol=0)
 
 
 def test_a_plain_vae_never_computes_a_certificate(monkeypatch: pytest.MonkeyPatch) -> None:
