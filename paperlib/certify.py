@@ -13,6 +13,7 @@ from paperlib.interval import LinfBall
 from paperlib.progress import Progress
 from paperlib.vae import VAE
 
+REFINED = 100  # examples at a time by a method that refines boxes: a GiB at the size of the experiments
 ALLOWANCE = 1e-10  # of a value's size, for float64 rounding over a few thousand additions
 
 
@@ -57,6 +58,8 @@ def certify(
     deployed = copy.deepcopy(vae).eval()
     vae = vae.in_float64()
     certified_by, dtype = (deployed, next(deployed.parameters()).dtype) if how.get("sound") else (vae, torch.float64)
+    if how.get("method") in ("crown", "best"):
+        batch_size = min(batch_size, REFINED)
     draws = noise if noise.ndim == 3 else noise[None]
     if draws.shape[1] != len(x):
         raise ValueError(f"noise must have a row for each of the {len(x)} examples, got {list(noise.shape)}")

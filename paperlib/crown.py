@@ -31,14 +31,13 @@ from paperlib.relaxation import (
     start,
     strip,
 )
-from paperlib.rounding import gamma, magnitude, unit_roundoff, widen
-from paperlib.sound import SoundBoxes
+from paperlib.rounding import magnitude, widen
+from paperlib.sound import UNIT, FormRounding, SoundBoxes, form_size, plane_size
 from paperlib.vae import VAE
 
 RATE = 0.25  # of the search for free weights in [0, 1]
 CHUNK = 2  # examples at a time in the products of `refine`, small enough for caches
 ROWS = 64  # units of the encoder at a time
-UNIT = gamma(2**20, unit_roundoff(torch.float64))  # 1e-10: of sums of at most a million terms in float64
 
 
 @dataclass(frozen=True)
@@ -65,15 +64,7 @@ class Relaxed:
     scale: Band  # of exp(log_var / 2), [batch, latent_dim]
     kl_mean: Band  # of -mean^2 / 2
     kl_log_var: Band  # of (log_var + 1 - exp(log_var)) / 2
-    rounding: "Rounding | None"  # None: real arithmetic
-
-
-@dataclass(frozen=True)
-class Rounding:
-    """What rounding takes from a form for each unit of a coefficient, beside what the stages say."""
-
-    latent: Tensor  # [batch, latent_dim]
-    kl: Tensor  # [batch]
+    rounding: FormRounding | None  # None: real arithmetic
 
 
 def relax(vae: VAE, known: Boxes, noise: Tensor, sound: SoundBoxes | None = None) -> Relaxed:
@@ -93,12 +84,7 @@ def _relaxed(
     sound: SoundBoxes | None,
 ) -> Relaxed:
     scale, kl_mean, kl_log_var = gaussian.scale_band(known.log_var), *gaussian.kl_bands(known.mean, known.log_var)
-    rounding = None
-    if sound is not None:
-        mean, log_var = magnitude(known.mean), magnitude(known.log_var)
-        latent = sound.latent + UNIT * (mean + noise.abs() * _band_size(scale, log_var))
-        kl = UNIT * _per_example(_band_size(kl_mean, mean) + _band_size(kl_log_var, log_var))
-        rounding = Rounding(latent, kl)
+    rounding = None if sound is None else FormRounding.of(sound, known, noise, scale, kl_mean, kl_log_var)
     return Relaxed(vae, known, noise, encoder, decoder, scale, kl_mean, kl_log_var, rounding)
 
 
@@ -113,32 +99,8 @@ def _stages(module: nn.Module, name: str, found: list[Interval], rounding: list[
 
 def _stage(place: str, layer: nn.Module, box: Interval, rounding: Tensor | None) -> Stage:
     relaxation = apply_rule(relaxation_rule, place, layer, box)
-    error = None if rounding is None else rounding + UNIT * _size(layer, box, relaxation)
+    error = None if rounding is None else rounding + UNIT * form_size(layer, box, relaxation)
     return Stage(place, layer, box, relaxation, rounding, error)
-
-
-# In floating point. Pulling a form back through a stage takes sums and products of numbers that are together not larger
-# than |form| . size, in float64: each sum of n rounds by at most gamma_n, and UNIT is above gamma_n for all n here.
-
-
-def _size(layer: nn.Module, box: Interval, relaxation: Relaxation) -> Tensor:
-    largest = magnitude(box)
-    if isinstance(relaxation, Affine):
-        return magnitude(interval_rule(layer, Interval(-largest, largest)))  # |W| largest + |b|
-    return _band_size(relaxation, largest)
-
-
-def _band_size(band: Band, largest: Tensor) -> Tensor:
-    size = torch.zeros_like(largest)
-    for bound in (band.lower, band.upper):
-        for line in (bound.first, bound.second) if isinstance(bound, Choice) else (bound,):
-            size = size + line.slope.abs() * largest + line.offset.abs()
-    return size
-
-
-def _plane_size(plane: Plane, known: Boxes) -> Tensor:
-    of_output, of_target = plane.output_slope.abs() * magnitude(known.output), plane.target_slope.abs()
-    return of_output + of_target * magnitude(known.target) + plane.offset.abs()
 
 
 def lower(relaxed: Relaxed, steps: int = 0) -> Tensor:
@@ -205,7 +167,7 @@ def _minimum(relaxed: Relaxed, sign: float, fit: Plane | Choice[Plane], settle: 
     form, constant = _pull_back(relaxed.encoder, heads, constant, settle)
     if relaxed.rounding is not None:
         constant = constant - _per_example(latent.abs() * relaxed.rounding.latent) - relaxed.rounding.kl
-        constant = constant - UNIT * _per_example(_plane_size(plane, known) + (form.abs() * magnitude(known.input)))
+        constant = constant - UNIT * _per_example(plane_size(plane, known) + (form.abs() * magnitude(known.input)))
     of_target = sign * plane.target_slope
     if known.target is known.input:
         form = form + of_target
@@ -355,11 +317,13 @@ def _rounded(stage: Stage, forms: Tensor, rest: Interval, latents: Zonotope) -> 
     """How far rounding moves a stage's output from  forms . (latent - center) + rest  and its reach: [batch, *]."""
     if stage.rounding is None:
         return torch.zeros(())
-    reach = latents.box.radius.T.reshape(*forms.shape[:2], *[1] * (forms.ndim - 2))  # [latent, batch, 1, ...]
+    radius = latents.box.radius
+    reach = radius.T.reshape(*forms.shape[:2], *[1] * (forms.ndim - 2))  # [latent, batch, 1, ...]
     largest = magnitude(rest) + (forms.abs() * reach).sum(0)
+    size = form_size(stage.layer, Interval(-largest, largest), stage.relaxation)
     # the offset of an affine layer is added to each form and taken from it again
-    times = 2 * (1 + reach.sum(0))
-    return stage.rounding + UNIT * times * _size(stage.layer, Interval(-largest, largest), stage.relaxation)
+    times = 2 * (1 + radius.sum(1)).view(-1, *[1] * (size.ndim - 1))
+    return stage.rounding + UNIT * times * size
 
 
 def _identity(box: Interval) -> Tensor:

@@ -41,7 +41,8 @@ def scale_band(log_var: Interval) -> Band:
         return scale(v) / 2
 
     above = chord_above(scale, slope, log_var)
-    return Band(tangent(scale, slope, 2 * torch.log(2 * above.slope)), above)
+    positive = above.slope.clamp(min=torch.finfo(above.slope.dtype).tiny)  # exp underflows, its logarithm must not
+    return Band(tangent(scale, slope, 2 * torch.log(2 * positive)), above)
 
 
 def kl(mean: Tensor, log_var: Tensor) -> Tensor:

@@ -144,7 +144,8 @@ def layers(module: nn.Module, name: str = "") -> Iterator[tuple[str, nn.Module]]
             f"{place} has forward hooks or a replaced forward, which no rule can see: remove them"
         )
     if isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward:
-        for child_name, child in module.named_children():
+        for child_name, child in module._modules.items():  # named_children() leaves out a layer that is used twice
+            assert child is not None
             yield from layers(child, f"{name}.{child_name}" if name else child_name)
     else:
         yield place, module

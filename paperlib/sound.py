@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from paperlib import gaussian
 from paperlib.boxes import Boxes, same_shape
 from paperlib.interval import Interval, LinfBall, apply_rule, interval_rule, layers
+from paperlib.relaxation import Affine, Band, Choice, Plane, Relaxation
 from paperlib.rounding import Rounding, check_deployed, gamma, magnitude, rounding_rule, unit_roundoff, widen
 from paperlib.vae import VAE
 
@@ -98,3 +99,47 @@ def _value_rounding(network: VAE, known: Boxes, deployed: torch.dtype) -> Tensor
     largest_fit = magnitude(network.likelihood.bounds(known.output, known.target)) + fit
     largest_kl = magnitude(gaussian.kl_bounds(known.mean, known.log_var)) + kl
     return fit + kl + Rounding(1, largest_fit + largest_kl).bound(deployed)  # the ELBO is their difference
+
+
+# Linear forms, pulled back in float64 through a network whose values are the deployed ones. Each stage takes sums and
+# products of numbers that are together no larger than  |form| . size,  so that it rounds by at most UNIT times that.
+
+UNIT = gamma(2**20, unit_roundoff(torch.float64))  # 1e-10: for sums of at most a million terms
+
+
+@dataclass(frozen=True)
+class FormRounding:
+    """What rounding takes from a linear form of the ELBO between the networks' stages."""
+
+    latent: Tensor  # [batch, latent_dim], for each unit of a coefficient
+    kl: Tensor  # [batch]
+
+    @classmethod
+    def of(
+        cls, sound: SoundBoxes, known: Boxes, noise: Tensor, scale: Band, kl_mean: Band, kl_log_var: Band
+    ) -> "FormRounding":
+        mean, log_var = magnitude(known.mean), magnitude(known.log_var)
+        latent = sound.latent + UNIT * (mean + noise.abs() * _band_size(scale, log_var))
+        return cls(latent, UNIT * (_band_size(kl_mean, mean) + _band_size(kl_log_var, log_var)).sum(1))
+
+
+def form_size(layer: nn.Module, box: Interval, relaxation: Relaxation) -> Tensor:
+    """The size of what enters the pulling of a unit coefficient through one layer, [batch, *out_shape]."""
+    largest = magnitude(box)
+    if isinstance(relaxation, Affine):
+        return magnitude(interval_rule(layer, Interval(-largest, largest)))  # |W| largest + |b|
+    return _band_size(relaxation, largest)
+
+
+def plane_size(plane: Plane, known: Boxes) -> Tensor:
+    """The same for the planes of a likelihood, [batch, *data_shape]."""
+    of_output = plane.output_slope.abs() * magnitude(known.output)
+    return of_output + plane.target_slope.abs() * magnitude(known.target) + plane.offset.abs()
+
+
+def _band_size(band: Band, largest: Tensor) -> Tensor:
+    size = torch.zeros_like(largest)
+    for bound in (band.lower, band.upper):
+        for line in (bound.first, bound.second) if isinstance(bound, Choice) else (bound,):
+            size = size + line.slope.abs() * largest + line.offset.abs()
+    return size

@@ -12,9 +12,10 @@ def rounded_down(value: float, digits: int = 1) -> str:
 
 
 def rounded(rows: pd.DataFrame, digits: int = 1) -> pd.DataFrame:
-    """The rows as shown: the column `certified` rounded down, all other numbers to nearest."""
-    shown = rows.round(digits)
-    return shown.assign(certified=[float(rounded_down(value, digits)) for value in rows["certified"]])
+    """The rows as shown: the columns `certified`, `crown` and `exact` rounded down, all other numbers to nearest."""
+    certificates = rows.columns.intersection(["certified", "crown", "exact"])
+    down = {name: [float(rounded_down(value, digits)) for value in rows[name]] for name in certificates}
+    return rows.round(digits).assign(**down)
 
 
 def with_error(value: float, error: float, digits: int = 1) -> str:
@@ -71,7 +72,7 @@ def rounding(rows: pd.DataFrame) -> pd.DataFrame:
             "checked": f"{row['checked']:,}",
             "broken": f"{row['plain_broken']:.1%}",
             "excess": f"{row['plain_excess']:.1e}",
-            "broken, sound": f"{row['sound_broken']:.0%}",
+            "broken, sound": f"{100 * row['sound_broken']:.2g}%",  # never 0% but for 0
         }
         for _, row in rows.iterrows()
     )

@@ -83,6 +83,94 @@ def test_each_value_is_the_float64_value_of_its_name(target: Any) -> None:
     assert (rows["certified"] < rows["attacked"]).all() and (rows["attacked"] < rows["clean"]).all()
 
 
+HOW: list[dict[str, Any]] = [
+    {"method": "crown-ibp"},
+    {"method": "crown-ibp", "steps": 2},
+    {"method": "crown", "steps": 2},
+    {"method": "best", "budget": 6},
+    {"sound": True},
+    {"method": "crown", "sound": True},
+]
+
+
+@pytest.mark.parametrize("target", ["perturbed", "clean"])
+@pytest.mark.parametrize("how", HOW, ids=str)
+def test_how_to_certify_is_that_of_elbo_bounds(how: dict[str, Any], target: Any) -> None:
+    x, noise = inputs(draws=2)
+    vae = model() if how.get("sound") else model().double()
+    rows = certify(vae, x, BALL, noise, target=target, batch_size=3, **how)
+    parameter = next(vae.parameters())
+    with torch.no_grad():
+        lower = [
+            elbo_bounds(vae, x.to(parameter), BALL, one.to(parameter), target=target, **how).lower for one in noise
+        ]
+        plain = [elbo_bounds(vae.in_float64(), x.double(), BALL, one.double(), target=target).lower for one in noise]
+    np.testing.assert_allclose(rows["certified"], torch.cat(lower), rtol=0, atol=1e-9)
+    assert (np.abs(rows["certified"] - torch.cat(plain).numpy()) > 1e-7).all(), "the same as without these words"
+
+
+def test_a_misspelt_word_is_an_error_that_names_it() -> None:
+    x, noise = inputs()
+    with pytest.raises(TypeError, match="stepps"):
+        certify(model(), x, BALL, noise[0], method="crown", stepps=3)
+    with pytest.raises(ValueError, match="unknown method 'crwon'; use one of"):
+        certify(model(), x, BALL, noise[0], method="crwon")
+
+
+def test_no_method_certifies_less_than_intervals_and_no_search_less_than_none(
+    trained: TrainResult, embedded: dict[str, Dataset]
+) -> None:
+    test = embedded["test"]
+    noise = torch.randn(10, 4, generator=torch.Generator().manual_seed(0))
+
+    def certified(method: str, steps: int = 0, **more: Any) -> pd.DataFrame:
+        return certify(trained.vae, test.x[:10], test.ball(0.1), noise, method=method, steps=steps, **more)
+
+    rows = certified("crown", 5, attack={"steps": 10})
+    found = [certified("ibp"), certified("crown-ibp"), certified("crown"), rows]
+    columns = [frame["certified"] for frame in found]
+    assert all((columns[0] <= column).all() for column in columns)
+    assert (columns[2] <= columns[3]).all()
+    assert (certified("crown-ibp", 5)["certified"] >= columns[1]).all()
+    assert (columns[3] <= rows["attacked"]).all()
+    means = [column.mean() for column in columns]
+    assert means[0] + 1 < means[1] and means[1] <= means[2], "on a trained model the tighter methods pay"
+
+
+def test_exact_rows_are_the_worst_case_to_within_the_tolerance() -> None:
+    torch.manual_seed(0)
+    vae, x, noise = mlp_vae((2,), (8,), 2), torch.rand(3, 2), torch.randn(3, 2)
+    rows = certify(vae, x, BALL, noise, attack={"steps": 20}, method="exact", tol=1e-2)
+    lower = elbo_bounds(vae.in_float64(), x.double(), BALL, noise.double(), method="exact", tol=1e-2).lower
+    np.testing.assert_allclose(rows["certified"], lower, rtol=0, atol=1e-11)
+    lower_end, upper_end = BALL.box(x.double())
+    side = torch.linspace(0, 1, 21, dtype=torch.float64)
+    grid = torch.cartesian_prod(side, side)[:, None] * (upper_end - lower_end) + lower_end
+    with torch.no_grad():
+        least = torch.stack([elbo(vae.in_float64(), point, noise.double()) for point in grid]).amin(0).numpy()
+    assert (rows["certified"] <= least).all() and (
+        rows["certified"] >= np.minimum(least, rows["attacked"]) - 1e-2
+    ).all()
+    assert (certify(vae, x, BALL, noise)["certified"] < rows["certified"]).all()
+
+
+@pytest.mark.parametrize("method", ["ibp", "crown"])
+def test_sound_rows_hold_for_the_model_as_it_is_deployed(method: str) -> None:
+    x, noise = inputs()
+    vae = torch.nn.Module.train(model())
+    rows = certify(vae, x, LinfBall(1e-6), noise[0], attack={"steps": 2}, method=method, sound=True)
+    plain = certify(vae, x, LinfBall(1e-6), noise[0], method=method)
+    assert vae.training and next(vae.parameters()).dtype == torch.float32
+    assert rows["certified"].dtype == np.dtype("float64")
+    assert (rows["certified"] < plain["certified"]).all()
+    assert (plain["certified"] - rows["certified"]).max() < 1e-3
+    box = LinfBall(1e-6).box(x)
+    with torch.no_grad():
+        for _ in range(50):
+            value = elbo(vae, torch.where(torch.rand(x.shape) < 0.5, *box), noise[0])
+            assert (rows["certified"].to_numpy() <= value.double().numpy()).all()
+
+
 def test_several_draws_are_the_single_draws_one_after_the_other() -> None:
     x, noise = inputs(draws=3)
     together = certify(model(), x, BALL, noise, attack={"steps": 2})

@@ -9,7 +9,9 @@ import pandas as pd
 import pytest
 import torch
 
-from paperlib import elbo_bounds, experiments, load, load_dataset, plots
+from paperlib import certify, elbo_bounds, experiments, load, load_dataset, plots
+from paperlib import front_experiments as front
+from paperlib import method_experiments as methods
 from paperlib.certify import check_sandwich
 from paperlib.data import CHECKSUMS, checksum, data_root
 from paperlib.experiments import EPS, EPS_GRID, digit_models, file_name
@@ -18,7 +20,14 @@ from paperlib.rows import read_header, read_rows
 ROOT = Path(__file__).resolve().parents[1]
 DATA = ROOT / "figures" / "data"
 NAMES = ["VAE", "proVAE kappa=0", "proVAE kappa=0.5"]
-ROW_FILES = ["03_attacked", "03_strength", "04_certified", "04_certified_images", "04_looseness"]
+ROW_FILES = [
+    *("03_attacked", "03_strength"),
+    *("04_certified", "04_certified_images", "04_linear", "04_methods", "04_looseness", "04_rounding", "04_expected"),
+    "05_front",
+]
+TRAINED = {file_name(name): config for name, config in digit_models("mnist", "paper").items()}
+TRAINED |= front.released_models("mnist", "paper")
+ALLOWED = 1e-9  # of a value's size: float64 rounding, where two rows are equal
 
 pytestmark = pytest.mark.skipif(
     not (DATA / "04_certified.csv").exists(),
@@ -43,6 +52,32 @@ def attacked() -> pd.DataFrame:
 @pytest.fixture(scope="module")
 def images() -> pd.DataFrame:
     return read_rows(DATA / "04_certified_images.csv", experiments.certified_config("mnist", "paper"))
+
+
+@pytest.fixture(scope="module")
+def linear() -> pd.DataFrame:
+    return read_rows(DATA / "04_linear.csv", methods.linear_config("mnist", "paper"))
+
+
+@pytest.fixture(scope="module")
+def by_method(attacked: pd.DataFrame) -> pd.DataFrame:
+    """The certificates by each method beside the attack on the same image."""
+    rows = read_rows(DATA / "04_methods.csv", methods.methods_config("mnist", "paper"))
+    return rows.merge(
+        attacked[["model", "eps", "index", "clean", "attacked", "certified"]],
+        on=["model", "eps", "index"],
+        suffixes=("", "_attacked"),
+        validate="one_to_one",
+    )
+
+
+@pytest.fixture(scope="module")
+def tighter() -> pd.DataFrame:
+    return read_rows(DATA / "05_front.csv", front.front_config("mnist", "paper"))
+
+
+def at_most(lower: pd.Series, upper: pd.Series) -> bool:
+    return bool((lower <= upper + ALLOWED * (1 + upper.abs())).all())
 
 
 @pytest.mark.parametrize(
@@ -116,7 +151,106 @@ def test_pgd_is_never_worse_than_fgsm_or_the_shift() -> None:
         assert searched["elbo"].max() <= part.loc[part["attack"] != "pgd", "elbo"].min()
 
 
-@pytest.mark.parametrize("name", ROW_FILES + [file_name(model) for model in NAMES])
+# Linear bounds
+
+
+def test_the_linear_bound_is_fifteen_nats_above_intervals_and_close_below_the_attack(by_method: pd.DataFrame) -> None:
+    part = by_method[(by_method["model"] == "proVAE kappa=0.5") & (by_method["eps"] == EPS)]
+    assert part["index"].tolist() == list(range(1_000))
+    assert part["crown"].mean() >= part["ibp"].mean() + 15
+    assert part["attacked"].mean() - 12 <= part["crown"].mean() <= part["attacked"].mean()
+
+
+def test_the_linear_bound_keeps_this_over_all_test_images(linear: pd.DataFrame) -> None:
+    (row,) = linear[linear["model"] == "proVAE kappa=0.5"].to_dict("records")
+    assert row["images"] == 10_000 and row["eps"] == EPS
+    assert row["crown"] >= row["ibp"] + 15
+
+
+def test_the_linear_bound_says_something_about_the_plain_vae(linear: pd.DataFrame) -> None:
+    (row,) = linear[(linear["model"] == "VAE") & (linear["eps"] == methods.VACUOUS)].to_dict("records")
+    assert row["images"] == 10_000
+    assert row["crown"] >= -220 and row["ibp"] < -10_000
+
+
+def test_every_method_lies_between_intervals_and_the_attack_on_every_image(by_method: pd.DataFrame) -> None:
+    assert len(by_method) == len(NAMES) * (len(EPS_GRID) - 1) * 1_000
+    for method in ("crown-ibp", "crown"):
+        assert at_most(by_method["ibp"], by_method[method]) and at_most(by_method[method], by_method["attacked"])
+    assert at_most(by_method["attacked"], by_method["clean"])
+    np.testing.assert_allclose(by_method["clean"], by_method["clean_attacked"], rtol=ALLOWED)
+    np.testing.assert_allclose(by_method["ibp"], by_method["certified"], rtol=ALLOWED)
+
+
+def test_means_by_method_are_in_order_with_errors(linear: pd.DataFrame, certified: pd.DataFrame) -> None:
+    assert len(linear) == len(NAMES) + 1 and (linear["images"] == 10_000).all()
+    for lower, upper in (("ibp", "crown-ibp"), ("crown-ibp", "crown"), ("crown", "clean")):
+        assert (linear[lower] < linear[upper]).all()
+    assert (linear[["clean_se", "ibp_se", "crown-ibp_se", "crown_se"]] > 0).all(axis=None)
+    both = linear.merge(certified, on=["model", "eps"], suffixes=("", "_draws"))
+    assert len(both) == len(linear)
+    np.testing.assert_allclose(both["ibp"], both["certified"], rtol=0.005)  # one noise draw against eight
+    np.testing.assert_allclose(both["clean"], both["clean_draws"], rtol=0.005)
+
+
+def test_float32_leaves_plain_bounds_and_never_the_sound_ones() -> None:
+    rows = read_rows(DATA / "04_rounding.csv", methods.rounding_config("mnist", "paper"))
+    assert set(rows["model"]) == set(NAMES) and (rows["checked"] >= methods.ROUNDED * 40).all()
+    assert (rows[["sound_broken", "sound_excess"]] == 0).all(axis=None)
+    of_layers = rows[rows["place"] != "ELBO"]
+    assert len(of_layers) == 4 * len(NAMES) and (of_layers["plain_broken"] > 0).all()
+
+
+def test_the_price_of_rigour_for_an_expectation_falls_with_the_draws() -> None:
+    rows = read_rows(DATA / "04_expected.csv", methods.expected_config("mnist", "paper"))
+    assert set(rows["model"]) == set(NAMES[1:]) and (rows["confidence"] == 0.999).all() and (rows["eps"] == EPS).all()
+    assert (rows["bound"] <= rows["mean"]).all() and (rows["width"] > 0).all()
+    np.testing.assert_allclose(rows["width"], rows["mean"] - rows["bound"], rtol=0, atol=1e-9)
+    for _, part in rows.sort_values("samples").groupby(["model", "index"]):
+        assert part["samples"].tolist() == list(methods.SAMPLES["paper"])
+        assert (part["width"].diff().dropna() < 0).all()
+    most = rows[rows["samples"] == max(methods.SAMPLES["paper"])]
+    assert (most["width"] < 2).all()
+
+
+# Training on the linear bound
+
+
+@pytest.mark.parametrize(
+    ("kappa", "column", "floor"),
+    [(0.5, "clean", -158), (0.5, "crown_ibp", -356), (0.0, "clean", -200), (0.0, "crown_ibp", -343)],
+)
+def test_the_front_keeps_its_floors_over_three_seeds(
+    tighter: pd.DataFrame, kappa: float, column: str, floor: float
+) -> None:
+    part = tighter[(tighter["bound"] == "crown-ibp") & (tighter["kappa"] == kappa) & (tighter["train_eps"] == EPS)]
+    assert part["seed"].tolist() == [0, 1, 2]
+    assert part[column].mean() >= floor
+
+
+@pytest.mark.parametrize("kappa", [0.0, 0.5, 0.75])
+def test_training_on_the_linear_bound_pays_ten_nats_for_no_certificate(tighter: pd.DataFrame, kappa: float) -> None:
+    part = tighter[(tighter["kappa"] == kappa) & (tighter["train_eps"] == EPS)]
+    mean = part.groupby("bound")[["clean", "crown_ibp", "few_crown"]].mean()
+    assert mean.loc["crown-ibp", "clean"] > mean.loc["ibp", "clean"] + 10
+    for column in ("crown_ibp", "few_crown"):
+        assert mean.loc["crown-ibp", column] >= mean.loc["ibp", column]
+
+
+def test_every_model_of_the_front_is_in_order(tighter: pd.DataFrame) -> None:
+    configs = front.front_models("mnist", "paper")
+    points = tighter[["bound", "kappa", "train_eps", "seed"]].itertuples(index=False, name=None)
+    assert list(points) == [(c.bound, c.kappa, c.eps, c.seed) for c in configs]
+    chains = (("ibp", "crown_ibp", "clean"), ("few_crown", "few_attacked", "few_clean"))
+    for lower, middle, upper in chains:
+        assert (tighter[lower] <= tighter[middle]).all() and (tighter[middle] <= tighter[upper]).all()
+    assert (tighter["kl"] > 1).all(), "a model has collapsed"
+
+
+# What is committed
+
+
+@pytest.mark.parametrize("name", [*ROW_FILES, *TRAINED])
 def test_each_row_file_says_what_made_it(name: str) -> None:
     header = read_header(DATA / f"{name}.csv")
     assert header["dataset"] == "mnist" and header["checksum"] == checksum("mnist")
@@ -124,10 +258,10 @@ def test_each_row_file_says_what_made_it(name: str) -> None:
     assert "/" not in header["commit"] and header["commit"] != "unknown"
 
 
-@pytest.mark.parametrize("model", NAMES)
-def test_each_history_is_that_of_its_configuration(model: str) -> None:
-    config = digit_models("mnist", "paper")[model]
-    history = read_rows(DATA / f"{file_name(model)}.csv", config.as_dict())
+@pytest.mark.parametrize("name", TRAINED)
+def test_each_history_is_that_of_its_configuration(name: str) -> None:
+    config = TRAINED[name]
+    history = read_rows(DATA / f"{name}.csv", config.as_dict())
     assert history["step"].is_monotonic_increasing and history["step"].iloc[-1] == config.steps
     assert history["eps"].iloc[-1] == config.eps
 
@@ -156,11 +290,11 @@ def test_the_sandwichs_picture_shows_every_committed_point(certified: pd.DataFra
     assert low <= certified["certified"].min() and certified["clean"].max() <= high
 
 
-@pytest.mark.parametrize("model", ["VAE", "proVAE kappa=0.5"])
-def test_a_released_checkpoint_is_small_and_of_its_configuration(model: str) -> None:
-    path = DATA / f"{file_name(model)}.safetensors"
+@pytest.mark.parametrize("name", TRAINED)
+def test_a_released_checkpoint_is_small_and_of_its_configuration(name: str) -> None:
+    path = DATA / f"{name}.safetensors"
     assert path.stat().st_size < 10 * 2**20
-    vae = load(path, digit_models("mnist", "paper")[model])
+    vae = load(path, TRAINED[name])
     assert not vae.training and all(parameter.isfinite().all() for parameter in vae.parameters())
 
 
@@ -176,3 +310,35 @@ def test_a_released_checkpoint_gives_the_committed_certificates(images: pd.DataF
     stored = images[(images["model"] == model) & (images["index"] < count)]["certified"].to_numpy()
     assert abs(lower.mean() - stored.mean()) <= 0.1
     np.testing.assert_allclose(lower, stored, rtol=1e-6)
+
+
+@needs_mnist
+@pytest.mark.parametrize("name", front.released_models("mnist", "paper"))
+def test_a_released_checkpoint_of_the_front_gives_its_row(tighter: pd.DataFrame, name: str) -> None:
+    config = TRAINED[name]
+    (stored,) = tighter[
+        (tighter["bound"] == config.bound) & (tighter["kappa"] == config.kappa) & (tighter["train_eps"] == config.eps)
+        & (tighter["seed"] == config.seed)
+    ].to_dict("records")  # fmt: skip
+    vae, test = load(DATA / f"{name}.safetensors"), load_dataset("mnist", "test")
+    x = test.x[: front.IMAGES["paper"]]
+    noise = experiments.test_noise(len(x), vae.latent_dim, draws=1)[0]
+    interval = certify(vae, x, test.ball(EPS), noise)
+    linear = certify(vae, x, test.ball(EPS), noise, method="crown-ibp")
+    found = {"clean": interval["clean"], "kl": interval["kl"], "ibp": interval["certified"]}
+    found |= {"crown_ibp": linear["certified"], "few_clean": interval["clean"][: front.ATTACKED["paper"]]}
+    means = {column: values.mean() for column, values in found.items()}
+    assert means == pytest.approx({column: stored[column] for column in means}, rel=1e-6)
+
+
+@needs_mnist
+def test_the_plain_vae_is_certified_by_linear_bounds_as_committed(by_method: pd.DataFrame) -> None:
+    count, name = 20, "VAE"
+    vae, test = load(DATA / f"{file_name(name)}.safetensors"), load_dataset("mnist", "test")
+    noise = experiments.test_noise(count, vae.latent_dim, draws=1)[0]
+    ball = test.ball(methods.VACUOUS)
+    rows = certify(vae, test.x[:count], ball, noise, method="crown", steps=methods.SEARCH)
+    part = by_method[
+        (by_method["model"] == name) & (by_method["eps"] == methods.VACUOUS) & (by_method["index"] < count)
+    ]
+    np.testing.assert_allclose(rows["certified"], part["crown"], rtol=1e-4)

@@ -4,16 +4,31 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from oracles import CASES, LIKELIHOODS, ROUNDING, TARGETS, audit, audit_case, hard_points, values_at
 from torch import Tensor, nn
 
-from paperlib import VAE, Gaussian, LinfBall, TrainConfig, conv_vae, elbo, elbo_bounds, mlp_vae, pgd, train
+from paperlib import (
+    VAE,
+    Gaussian,
+    Interval,
+    LinfBall,
+    TrainConfig,
+    conv_vae,
+    crown,
+    elbo,
+    elbo_bounds,
+    mlp_vae,
+    pgd,
+    train,
+)
+from paperlib.boxes import boxes
 from paperlib.certify import ALLOWANCE
 from paperlib.data import Dataset
 
 METHODS = ["crown-ibp", "crown"]
+NO_SHRINKING = [Phase.generate]  # the seed says it all, and an audit takes a while
 EACH_METHOD = pytest.mark.parametrize("method", METHODS)
 EACH_TARGET = pytest.mark.parametrize("target", TARGETS)
 EACH_LIKELIHOOD = pytest.mark.parametrize("likelihood", LIKELIHOODS)
@@ -26,12 +41,12 @@ EACH_LIKELIHOOD = pytest.mark.parametrize("likelihood", LIKELIHOODS)
 def test_linear_bounds_pass_the_audit(case: str, likelihood: str, target: str, method: str) -> None:
     vae, x, noise = audit_case(case, likelihood)
     for eps in (0.02, 0.3):
-        audit(vae, x, eps, noise, target, method, steps=(0, 5))
+        audit(vae, x, eps, noise, target, method, steps=(0, 3))
 
 
 @EACH_METHOD
 @EACH_TARGET
-@settings(max_examples=12)
+@settings(max_examples=12, phases=NO_SHRINKING)
 @given(
     seed=st.integers(0, 2**16),
     hidden=st.lists(st.integers(1, 6), max_size=4),
@@ -50,7 +65,7 @@ def test_random_networks_of_any_depth_pass_the_audit(
 
 @EACH_METHOD
 @EACH_TARGET
-@settings(max_examples=5)
+@settings(max_examples=5, phases=NO_SHRINKING)
 @given(seed=st.integers(0, 2**16), channels=st.sampled_from([(2,), (2, 3)]), eps=st.floats(0, 0.5))
 def test_random_convolutions_pass_the_audit(
     target: str, method: str, seed: int, channels: tuple[int, ...], eps: float
@@ -75,8 +90,8 @@ def affine_vae(scale: float, latent: int = 2, size: int = 4) -> VAE:
 @pytest.mark.parametrize("eps", [0.0, 0.05, 0.4])
 @pytest.mark.parametrize("scale", [0.2, 1.0])
 def test_an_affine_vae_has_the_bounds_of_its_closed_form(scale: float, eps: float, target: str, method: str) -> None:
-    # The ELBO is  sum of -distance^2 / (2 scale^2)  and of  -mean^2 / 2, both affine in x, and a constant. Each -v^2 / 2
-    # is above its chord  -(low + high) v / 2 + low high / 2  and below its tangent  -at v + at^2 / 2.
+    # The ELBO is  sum of -distance^2 / (2 scale^2)  and of  -mean^2 / 2, both affine in x, and a constant.
+    # Each -v^2 / 2 is above its chord  -(low + high) v / 2 + low high / 2  and below its tangent  -at v + at^2 / 2.
     vae = affine_vae(scale)
     log_scale = vae.likelihood.log_scale
     scale = log_scale.exp().item()  # rounded to float32 when it was made
@@ -140,20 +155,21 @@ def test_a_hand_worked_vae_has_the_hand_worked_linear_bounds(method: str) -> Non
 
 
 def test_the_search_finds_the_hand_worked_mixture() -> None:
-    # mean = relu(x' - 1/2) - (x' - 1/2) = relu(1/2 - x') with x' in [1/4, 3/4], and the decoder says 1 whatever z is.
-    # With log_var = 0 only the KL moves. Mean in [0, 1/4], as the interval rule does not see (it says [-1/4, 1/2]):
-    # refined, h - v has the lower end 0 only if relu's lower line is that of slope 1 for v > 0; at the least slope 0 it
-    # is -1/4. So the weight that fits one example fits not the other, and the search has to move it.
-    first, second = nn.Linear(1, 2), nn.Linear(2, 2)
-    first.weight.data, first.bias.data = torch.tensor([[1.0], [1.0]]), torch.tensor([-0.5, 10.0])
-    second.weight.data, second.bias.data = torch.tensor([[4.0, -4.0], [0.0, 0.0]]), torch.tensor([42.0 + 2.0, 0.0])
-    decoder = nn.Linear(1, 1)
+    # mean = relu(u) - u with u = x' - 1/2 in [-1/4, 1/4], log_var = 0, and the decoder says 1 whatever z is: with the
+    # clean target 1/2 only the mean moves. Its interval is [-1/4, 1/2] (in truth [0, 1/4]), and there
+    #   -mean^2 / 2 <= 1/128 - mean / 8,  the tangent at 1/8.
+    # The lower line of relu is weight * u, weight in [0, 1]: so the bound is 1/128 + (1 - weight) u / 8, largest
+    # at u = 1/4. It is 5/128 at weight 0, where the search starts, and 1/128 at weight 1.
+    first, second, decoder = nn.Linear(1, 2), nn.Linear(2, 2), nn.Linear(1, 1)
+    first.weight.data, first.bias.data = torch.ones(2, 1), torch.tensor([-0.5, 10.0])  # the second unit is never cut
+    second.weight.data, second.bias.data = torch.tensor([[1.0, -1.0], [0.0, 0.0]]), torch.tensor([10.5, 0.0])
     decoder.weight.data, decoder.bias.data = torch.zeros(1, 1), torch.ones(1)
     vae = VAE(nn.Sequential(first, nn.ReLU(), second), decoder, Gaussian(), 1).double()
-    x, noise = torch.tensor([[0.4], [0.6]]).double(), torch.zeros(2, 1).double()
-    plain, searched = (elbo_bounds(vae, x, LinfBall(0.25), noise, "crown-ibp", "clean", steps) for steps in (0, 20))
-    assert (searched.upper <= plain.upper).all() and (searched.lower >= plain.lower).all()
-    assert (searched.upper < plain.upper - 1e-3).any() or (searched.lower > plain.lower + 1e-3).any()
+    x, noise = torch.tensor([[0.5]]).double(), torch.zeros(1, 1).double()
+    relaxed = crown.relax(vae, boxes(vae, LinfBall(0.25).box(x), noise, Interval(x, x)), noise)
+    constant = 1 / 8 + math.log(2 * math.pi) / 2  # the density of 1/2 around 1
+    assert crown.upper(relaxed).item() == pytest.approx(5 / 128 - constant, rel=1e-13)
+    assert crown.upper(relaxed, steps=20).item() == pytest.approx(1 / 128 - constant, rel=1e-13)
 
 
 # A model that was trained
@@ -235,7 +251,7 @@ def test_an_eps_of_zero_gives_the_elbo_of_a_trained_model_bit_for_bit(
 
 
 @EACH_METHOD
-def test_float32_bounds_are_those_of_float64_to_within_1e_4(trained: Trained, method: str) -> None:
+def test_float32_bounds_are_those_of_float64_to_within_2e_5(trained: Trained, method: str) -> None:
     vae, x, noise = trained
     single = vae.in_float64().float()
     points = hard_points(single.in_float64(), x.float().double(), 0.05, noise.float().double(), "perturbed")
@@ -244,9 +260,9 @@ def test_float32_bounds_are_those_of_float64_to_within_1e_4(trained: Trained, me
         rough = elbo_bounds(single, x.float(), LinfBall(0.05), noise.float(), method, steps=steps)
         fine = elbo_bounds(vae, x, LinfBall(0.05), noise, method, steps=steps)
         for end, true in zip(rough, fine, strict=True):
-            torch.testing.assert_close(end.double(), true, rtol=1e-4, atol=1e-4)
-        assert (rough.lower.double() <= values + 1e-5 * (1 + values.abs())).all()
-        assert (rough.upper.double() >= values - 1e-5 * (1 + values.abs())).all()
+            torch.testing.assert_close(end.double(), true, rtol=2e-5, atol=2e-5)
+        assert (rough.lower.double() <= values + 1e-6 * (1 + values.abs())).all()
+        assert (rough.upper.double() >= values - 1e-6 * (1 + values.abs())).all()
 
 
 # Examples, gradients, refusals
@@ -275,7 +291,7 @@ class Ends(nn.Module):
 
 
 @EACH_TARGET
-@EACH_LIKELIHOOD
+@pytest.mark.parametrize("likelihood", ["bernoulli", "learned"])
 @pytest.mark.parametrize(
     ("case", "parameter"),
     [

@@ -271,6 +271,14 @@ def test_a_named_layer_is_named_in_the_refusal() -> None:
         propagate(net, random_box(1, 2))
 
 
+def test_a_layer_that_is_used_twice_is_applied_twice() -> None:
+    relu, first, second = nn.ReLU(), nn.Linear(1, 1), nn.Linear(1, 1)
+    for linear in (first, second):
+        linear.weight.data, linear.bias.data = torch.ones(1, 1), torch.full((1,), -2.0)
+    net, box = nn.Sequential(first, relu, second, relu), Interval(torch.zeros(1, 1), torch.ones(1, 1))
+    assert_encloses(propagate(net, box), torch.stack([net(point) for point in points_of(*box)]).detach())
+
+
 def hooked(layer: nn.Module, how: str) -> nn.Module:
     if how == "forward hook":
         layer.register_forward_hook(lambda _, given, made: 3 * made)

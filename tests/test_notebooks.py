@@ -45,9 +45,9 @@ def text_of(path: Path) -> str:
     return json.dumps(nb, ensure_ascii=False)
 
 
-def test_the_four_notebooks_are_there() -> None:
+def test_the_five_notebooks_are_there() -> None:
     names = [path.stem for path in PATHS]
-    assert names[:4] == ["01_toy_2d", "02_mnist_training", "03_attacks", "04_certification"]
+    assert names[:5] == ["01_toy_2d", "02_mnist_training", "03_attacks", "04_certification", "05_tighter_training"]
     assert all(re.fullmatch(r"\d\d_\w+", name) for name in names)
 
 
@@ -134,6 +134,8 @@ def test_a_notebook_tells_its_part_as_a_paper_would(path: Path) -> None:
     assert nb.cells[0].cell_type == "markdown" and nb.cells[0].source.startswith("# ")
     prose = "\n".join(cell.source for cell in nb.cells if cell.cell_type == "markdown")
     assert all(word in prose for word in ("**Claim.**", "**What we saw.**", "**Limits.**", "$"))
+    said = re.findall(r"\*\*(?:Claim|What we saw|Limits)\.\*\* ?(.*)", prose)
+    assert all(len(text.split()) > 10 for text in said), "a word that holds a place is no claim"
 
 
 @every_notebook

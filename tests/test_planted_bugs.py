@@ -1,6 +1,8 @@
 """The audit of `elbo` and `elbo_bounds` is itself on trial: it must fail for each planted bug, and pass without."""
 
 from collections.abc import Callable
+from dataclasses import replace
+from functools import singledispatch
 from importlib import import_module
 
 import pytest
@@ -9,7 +11,8 @@ from oracles import CASES, LIKELIHOODS, TARGETS, audit, audit_case
 from torch import Tensor
 from torch.nn import functional as F
 
-from paperlib import Bernoulli, Gaussian, Interval, LinfBall, gaussian, interval, likelihood
+from paperlib import Bernoulli, Gaussian, Interval, LinfBall, crown, gaussian, interval, likelihood, relaxation
+from paperlib.relaxation import Affine, Band, Choice, Line, Plane, Strip, chord_below, relaxation_rule
 
 elbo = import_module("paperlib.elbo")  # the module: `paperlib.elbo` as an attribute is the function
 Plant = Callable[[pytest.MonkeyPatch], None]
@@ -191,3 +194,204 @@ def test_the_audit_fails_when(name: str, monkeypatch: pytest.MonkeyPatch) -> Non
     BUGS[name](monkeypatch)
     with pytest.raises(AssertionError):
         audit_all()
+
+
+# The linear bounds. They are on trial with bounds that are no tighter than they have to be, thus each bug must be worse
+# than the gap that a relaxation leaves; the audit also looks at the boxes that "crown" finds on the way.
+
+LINEAR: dict[str, Plant] = {}
+
+
+def linear_bug(place: object, name: str) -> Callable[[Callable], Callable]:
+    def register(broken: Callable) -> Callable:
+        LINEAR[broken.__name__.replace("_", " ")] = lambda patch: patch.setattr(place, name, broken)
+        return broken
+
+    return register
+
+
+def audit_linear(method: str) -> None:
+    for case in ("chain", "bend", "spread", "flat", "mlp", "smooth", "conv"):
+        for likelihood_name in ("gaussian", "bernoulli"):
+            for target in TARGETS:
+                vae, x, noise = audit_case(case, likelihood_name)
+                audit(vae, x, 0.2, noise, target, method, steps=(0, 3))
+
+
+@pytest.mark.parametrize("method", ["crown-ibp", "crown"])
+def test_the_audit_of_linear_bounds_passes_without_a_bug(method: str) -> None:
+    audit_linear(method)
+
+
+real_relax, real_pull, real_strip, real_least = crown.relax, crown.pull, crown.strip, crown._least
+real_zonotope, real_reach, real_mccormick = crown._zonotope, crown._reach, likelihood._mccormick
+real_bands, real_below, real_above = gaussian.kl_bands, Gaussian.plane_below, Gaussian.plane_above
+
+
+@linear_bug(crown, "pull")
+def the_lower_and_the_upper_line_are_exchanged(form: Tensor, band: Band, settle: Callable = relaxation.start) -> tuple:
+    return real_pull(form, Band(band.upper, band.lower), settle)
+
+
+@linear_bug(crown, "pull")
+def the_lower_line_serves_both_signs(form: Tensor, band: Band, settle: Callable = relaxation.start) -> tuple:
+    return real_pull(form, Band(band.lower, band.lower), settle)
+
+
+@linear_bug(crown, "pull")
+def the_offset_of_a_line_is_forgotten(form: Tensor, band: Band, settle: Callable = relaxation.start) -> tuple:
+    pulled, offset = real_pull(form, band, settle)
+    return pulled, 0 * offset
+
+
+@linear_bug(crown, "_least")
+def the_radius_of_the_input_is_forgotten(form: Tensor, box: Interval) -> Tensor:
+    return (form * box.center).flatten(1).sum(1)
+
+
+@linear_bug(crown, "_least")
+def the_radius_goes_through_the_form_and_not_its_size(form: Tensor, box: Interval) -> Tensor:
+    return (form * box.lower).flatten(1).sum(1)
+
+
+@linear_bug(crown, "relax")
+def the_noise_has_the_wrong_sign(vae: object, known: object, noise: Tensor, *more: object) -> object:
+    return replace(real_relax(vae, known, noise, *more), noise=-noise)
+
+
+@linear_bug(gaussian, "kl_bands")
+def the_divergence_has_no_lines(mean: Interval, log_var: Interval) -> tuple[Band, Band]:
+    nothing = Line(torch.zeros_like(mean.lower), torch.zeros_like(mean.lower))
+    return Band(nothing, nothing), Band(nothing, nothing)
+
+
+@linear_bug(gaussian, "kl_bands")
+def the_divergence_of_the_log_variance_is_forgotten(mean: Interval, log_var: Interval) -> tuple[Band, Band]:
+    nothing = Line(torch.zeros_like(mean.lower), torch.zeros_like(mean.lower))
+    return real_bands(mean, log_var)[0], Band(nothing, nothing)
+
+
+@linear_bug(gaussian, "concave")
+def a_concave_term_has_its_chord_above(function: Callable, derivative: Callable, box: Interval) -> Band:
+    chord = chord_below(function, derivative, box)
+    return Band(chord, chord)
+
+
+@linear_bug(gaussian, "concave")
+def a_concave_term_has_its_tangent_below(function: Callable, derivative: Callable, box: Interval) -> Band:
+    touching = relaxation.tangent(function, derivative, box.center)
+    return Band(touching, touching)
+
+
+@linear_bug(gaussian, "chord_above")
+def the_spread_has_its_tangent_above(function: Callable, derivative: Callable, box: Interval) -> Line:
+    return relaxation.tangent(function, derivative, box.center)
+
+
+@linear_bug(likelihood, "_mccormick")
+def the_planes_of_a_product_meet_at_the_wrong_corners(
+    line: Line, output: Interval, at_low: Tensor, at_high: Tensor
+) -> Choice[Plane]:
+    return real_mccormick(line, output, at_high, at_low)
+
+
+@linear_bug(Gaussian, "plane_below")
+def the_target_moves_the_density_the_wrong_way(self: Gaussian, output: Interval, target: Interval) -> Plane:
+    plane = real_below(self, output, target)
+    return replace(plane, target_slope=-plane.target_slope)
+
+
+@linear_bug(Gaussian, "plane_below")
+def the_chord_of_the_density_ignores_the_target(self: Gaussian, output: Interval, target: Interval) -> Plane:
+    return real_below(self, output, Interval(target.center, target.center))
+
+
+@linear_bug(Gaussian, "plane_above")
+def the_chord_of_the_density_is_above(self: Gaussian, output: Interval, target: Interval) -> Plane:
+    return real_below(self, output, target)
+
+
+@linear_bug(relaxation, "sigmoidal")
+def a_bent_layer_has_its_chord_on_both_sides(function: Callable, derivative: Callable, box: Interval) -> Band:
+    chord = relaxation.chord_above(function, derivative, box)
+    return Band(chord, chord)
+
+
+@linear_bug(crown, "strip")
+def the_radius_of_a_strip_is_halved(band: Band, box: Interval) -> Strip:
+    found = real_strip(band, box)
+    return replace(found, radius=found.radius / 2)
+
+
+@linear_bug(crown, "strip")
+def the_middle_of_a_strip_is_its_top(band: Band, box: Interval) -> Strip:
+    found = real_strip(band, box)
+    return replace(found, middle=found.middle + found.radius)
+
+
+@linear_bug(crown, "_zonotope")
+def the_errors_of_a_zonotope_are_dropped(stages: object, box: Interval, forms: Tensor) -> object:
+    found = real_zonotope(stages, box, forms)
+    return replace(found, errors=0 * found.errors)
+
+
+@linear_bug(crown, "_zonotope")
+def only_the_errors_of_the_input_are_kept(stages: object, box: Interval, forms: Tensor) -> object:
+    found = real_zonotope(stages, box, forms)
+    return replace(found, errors=found.errors[..., -box.lower[0].numel() :])
+
+
+@linear_bug(crown, "_zonotope")
+def the_center_of_a_zonotope_is_that_of_one_with_no_bias(stages: object, box: Interval, forms: Tensor) -> object:
+    found = real_zonotope(stages, box, forms)
+    return replace(found, center=(found.errors * 0).sum(2))
+
+
+@linear_bug(crown, "_reach")
+def errors_cancel_instead_of_adding_up(forms: Tensor, errors: Tensor) -> Tensor:
+    return torch.einsum("lbu,ble->bu", forms.flatten(2), errors).abs()
+
+
+def relu_without_its_cut(patch: pytest.MonkeyPatch) -> None:
+    """The chord's slope through the origin: it passes below relu at the lower end, and above it at no end."""
+    real = relaxation_rule.dispatch(torch.nn.ReLU)
+
+    def broken(layer: torch.nn.Module, box: Interval) -> Band:
+        band = real(layer, box)
+        return replace(band, upper=replace(band.upper, offset=0 * band.upper.offset))
+
+    patch.setattr(crown, "relaxation_rule", with_rule(torch.nn.ReLU, broken))
+
+
+def affine_without_its_bias(patch: pytest.MonkeyPatch) -> None:
+    real = relaxation_rule.dispatch(torch.nn.Linear)
+
+    def broken(layer: torch.nn.Module, box: Interval) -> Affine:
+        found = real(layer, box)
+        return replace(found, offset=0 * found.offset)
+
+    patch.setattr(crown, "relaxation_rule", with_rule(torch.nn.Linear, broken))
+
+
+def with_rule(kind: type, rule: Callable) -> Callable:
+    """A copy of `relaxation_rule` with one other rule, so that the patch can be taken back."""
+
+    @singledispatch
+    def relaxation_rule_with_a_bug(layer: torch.nn.Module, box: Interval) -> object:
+        raise NotImplementedError
+
+    for registered, function in relaxation_rule.registry.items():
+        relaxation_rule_with_a_bug.register(registered, function)
+    relaxation_rule_with_a_bug.register(kind, rule)
+    return relaxation_rule_with_a_bug
+
+
+LINEAR["the chord above relu passes through the origin"] = relu_without_its_cut
+LINEAR["the bias of an affine layer is forgotten"] = affine_without_its_bias
+
+
+@pytest.mark.parametrize("name", LINEAR)
+def test_the_audit_of_linear_bounds_fails_when(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    LINEAR[name](monkeypatch)
+    with pytest.raises(AssertionError):
+        audit_linear("crown")

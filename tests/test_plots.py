@@ -14,7 +14,7 @@ from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from paperlib import plots, toy_plots
+from paperlib import method_plots, plots, toy_plots
 
 NAMES = ["VAE", "proVAE kappa=0", "proVAE kappa=0.5"]
 SHOWN = ["VAE", "proVAE $\\kappa=0$", "proVAE $\\kappa=0.5$"]
@@ -129,6 +129,30 @@ def growth() -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+METHODS = {"ibp": "intervals", "crown-ibp": "CROWN-IBP", "crown": "CROWN"}
+
+
+def method_rows() -> pd.DataFrame:
+    """Like `attacked_rows`, which has one radius more, in another order."""
+    loose = {"ibp": 300.0, "crown-ibp": 30.0, "crown": 3.0}
+    rows = attacked_rows().sample(frac=1, random_state=0)
+    certified = {method: rows["attacked"] - gap * (1 + rows["index"] / 10) for method, gap in loose.items()}
+    return rows[["model", "eps", "index"]].assign(**certified)[rows["eps"] > 0]
+
+
+def front_rows(wider: bool = True) -> pd.DataFrame:
+    points = [(0.0, 0.1), (0.5, 0.1), (0.75, 0.1), (0.75, 0.12)]
+    rows = [
+        {"bound": bound, "kappa": kappa, "train_eps": eps, "seed": seed}
+        | {"few_clean": -200.0 + 60 * kappa + 9 * (bound == "crown-ibp") + seed - 100 * (eps - 0.1)}
+        | {"few_crown": -350.0 - 9 * kappa - seed, "few_attacked": -335.0 - 6 * kappa + seed}
+        for bound in ("ibp", "crown-ibp")
+        for kappa, eps in points[: 4 if wider else 3]
+        for seed in range(3)
+    ]
+    return pd.DataFrame(rows)
+
+
 DIGITS = torch.rand(3, 784, generator=torch.Generator().manual_seed(0))
 
 FIGURES: dict[str, Any] = {
@@ -143,6 +167,8 @@ FIGURES: dict[str, Any] = {
     "landscapes": lambda: toy_plots.landscapes(fields(), {t: torch.zeros(4, 2) for t in fields()}, CAPTION),
     "ball": lambda: toy_plots.ball({"VAE": truth(0.0), "proVAE": truth(1.0)}, CAPTION),
     "box_growth": lambda: toy_plots.box_growth(growth(), CAPTION),
+    "gaps": lambda: method_plots.gaps(method_rows(), attacked_rows(), CAPTION),
+    "front": lambda: method_plots.front(front_rows(), CAPTION),
 }
 PICTURES = {"digit_grid", "attacked_digits", "landscapes"}
 
@@ -150,7 +176,7 @@ PICTURES = {"digit_grid", "attacked_digits", "landscapes"}
 def test_every_figure_is_tried_here() -> None:
     drawn = {
         name
-        for module in (plots, toy_plots)
+        for module in (plots, toy_plots, method_plots)
         for name, thing in vars(module).items()
         if callable(thing) and getattr(thing, "__annotations__", {}).get("return") is Figure
     }
@@ -197,6 +223,8 @@ def test_no_legend_is_missing(name: str) -> None:
         "sandwich": {"clean", "attacked", "certified"},
         "ball": {"exact worst", "PGD"},
         "box_growth": {"VAE, box", "VAE, exact", "proVAE, box", "proVAE, exact"},
+        "gaps": set(METHODS.values()),
+        "front": {"trained on intervals", "trained on the linear bound"},
     }.get(name, set(SHOWN))
     assert sorted(legend_texts(figure)) == sorted(expected)
 
@@ -374,6 +402,70 @@ def test_box_growth_plots_boxes_solid_and_exact_widths_dashed() -> None:
             assert list(line.get_ydata()) == part[column].tolist()
             assert list(line.get_xdata(orig=True)) == part["stage"].tolist()
     assert axis.get_yscale() == "log"
+
+
+def test_gaps_of_each_method_are_means_at_each_radius() -> None:
+    rows, attacked = method_rows(), attacked_rows()
+    figure = method_plots.gaps(rows, attacked, CAPTION)
+    assert sorted(axis.get_title() for axis in figure.axes) == sorted(SHOWN)
+    both = rows.merge(attacked, on=["model", "eps", "index"])
+    assert len(both) == len(rows)
+    for axis in figure.axes:
+        assert axis.get_yscale() == "log"
+        name = NAMES[SHOWN.index(axis.get_title())]
+        part = both[both["model"] == name].groupby("eps")
+        drawn = {line.get_label(): xy(line) for line in axis.get_lines()}
+        assert list(drawn) == list(METHODS.values())
+        for method, label in METHODS.items():
+            expected = part["attacked"].mean() - part[method].mean()
+            np.testing.assert_allclose(drawn[label], list(zip(EPS[1:], expected, strict=True)))
+        assert len({(to_rgb(line.get_color()), line.get_marker()) for line in axis.get_lines()}) == 3
+
+
+def test_gaps_pair_each_certificate_with_the_attack_on_its_own_image() -> None:
+    rows, attacked = method_rows(), attacked_rows()
+    missing = attacked[~((attacked["model"] == "VAE") & (attacked["index"] == 6))]
+    (axis, *_) = [a for a in method_plots.gaps(rows, missing, CAPTION).axes if a.get_title() == "VAE"]
+    for line, gap in zip(axis.get_lines(), (300.0, 30.0, 3.0), strict=True):
+        np.testing.assert_allclose(line.get_ydata(), gap * 1.25)  # images 0 to 5
+
+
+def seeds_of(axis: Axes, bound: str) -> dict[bool, list[list[float]]]:
+    """The small points of a bound, by whether they are filled."""
+    color = to_rgb(method_plots.LOOK[bound]["color"])
+    found = [
+        dots for dots in axis.collections if len(dots.get_edgecolors()) and to_rgb(dots.get_edgecolors()[0]) == color
+    ]
+    return {len(dots.get_facecolors()) > 0: np.asarray(dots.get_offsets()).tolist() for dots in found}
+
+
+def test_the_front_shows_each_seed_and_joins_means_along_kappa() -> None:
+    rows = front_rows()
+    figure = method_plots.front(rows, CAPTION)
+    assert [axis.get_ylabel() for axis in figure.axes] == ["certified ELBO (nats)", "attacked ELBO (nats)"]
+    assert len({to_rgb(look["color"]) for look in method_plots.LOOK.values()}) == 2
+    for axis, column in zip(figure.axes, ("few_crown", "few_attacked"), strict=True):
+        drawn = {line.get_label(): xy(line) for line in axis.get_lines()}
+        assert list(drawn) == list(method_plots.BOUNDS.values())
+        for bound, label in method_plots.BOUNDS.items():
+            part = rows[rows["bound"] == bound]
+            on_line = part[part["train_eps"] == 0.1]
+            means = on_line.groupby("kappa")[["few_clean", column]].mean()
+            np.testing.assert_allclose(drawn[label], means)
+            points = seeds_of(axis, bound)
+            np.testing.assert_allclose(points[True], on_line[["few_clean", column]])
+            np.testing.assert_allclose(points[False], part.loc[part["train_eps"] > 0.1, ["few_clean", column]])
+            texts = {tuple(text.xy): text.get_text() for text in axis.texts}
+            for kappa, point in zip(means.index, means.to_numpy().tolist(), strict=True):
+                assert texts[tuple(point)] == f"$\\kappa={kappa:g}$"
+
+
+def test_a_front_of_one_radius_has_no_hollow_points() -> None:
+    rows = front_rows(wider=False)
+    for axis in method_plots.front(rows, CAPTION).axes:
+        for bound in method_plots.BOUNDS:
+            points = seeds_of(axis, bound)
+            assert len(points[True]) == 9 and not points.get(False)
 
 
 @pytest.mark.parametrize("name", FIGURES)

@@ -1,4 +1,4 @@
-"""Linear relaxations: lines below and above each layer on dense grids, transposes against unrolled matrices, in float64.
+"""Linear relaxations: lines around each layer on dense grids, transposes against unrolled matrices, in float64.
 
 The allowance is eight units of rounding of the largest number that enters: slope times v, the offset, the value.
 """

@@ -17,6 +17,7 @@ from paperlib.rounding import widen
 from paperlib.sound import SoundBoxes, input_box, sound_boxes
 
 DTYPES = [torch.float32, torch.float64]
+ELEMENTWISE = nn.ReLU | nn.ELU | nn.Softplus | nn.Sigmoid | nn.Tanh
 EACH_TARGET = pytest.mark.parametrize("target", TARGETS)
 EACH_LIKELIHOOD = pytest.mark.parametrize("likelihood", LIKELIHOODS)
 
@@ -36,7 +37,7 @@ def evaluated(vae: VAE, x: Tensor, noise: Tensor, target: Tensor) -> Tensor:
         elbo(vae, x, noise, target),
         torch.cat([elbo(vae, *(t[i : i + 1] for t in (x, noise, target))) for i in range(len(x))]),
     ]
-    if all(isinstance(layer, nn.Linear | nn.ReLU) for _, layer in (*layers(vae.encoder), *layers(vae.decoder))):
+    if all(isinstance(layer, nn.Linear | ELEMENTWISE) for _, layer in (*layers(vae.encoder), *layers(vae.decoder))):
         for _ in range(2):
             network, order = shuffled(vae)
             ways.append(torch.sub(*elbo_terms(network, x[:, order], noise, target[:, order])))
