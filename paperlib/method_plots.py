@@ -57,8 +57,14 @@ def front(rows: pd.DataFrame, caption: str) -> Figure:
             axis.plot(mean["few_clean"], mean[column], label=BOUNDS[str(bound)], lw=1.3, ms=0, **look)
             for kappa, (clean, value) in mean.iterrows():
                 axis.annotate(
-                    f"$\\kappa={kappa:g}$", (clean, value), xytext=(4, -9), textcoords="offset points", fontsize=6
+                    f"$\\kappa={kappa:g}$",
+                    (clean, value),
+                    xytext=(-4, -9),
+                    ha="right",
+                    textcoords="offset points",
+                    fontsize=6,
                 )
+        axis.margins(x=0.12)
         axis.set_xlabel("clean ELBO (nats)")
         axis.set_ylabel(label)
     axes[0].legend(loc="lower left")
