@@ -102,7 +102,7 @@ def front(rows: pd.DataFrame) -> pd.DataFrame:
         table.append(
             {
                 "trained on": bound,
-                "radius": f"{eps:g}",
+                "training radius": f"{eps:g}",
                 "kappa": f"{kappa:g}",
                 "clean": _over_seeds(part["clean"], "{:.1f}".format),
                 "certified: intervals": _over_seeds(part["ibp"], rounded_down),

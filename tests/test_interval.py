@@ -275,7 +275,8 @@ def test_a_layer_that_is_used_twice_is_applied_twice() -> None:
     relu, first, second = nn.ReLU(), nn.Linear(1, 1), nn.Linear(1, 1)
     for linear in (first, second):
         linear.weight.data, linear.bias.data = torch.ones(1, 1), torch.full((1,), -2.0)
-    net, box = nn.Sequential(first, relu, second, relu), Interval(torch.zeros(1, 1), torch.ones(1, 1))
+    net = nn.Sequential(first, relu, second, relu).double()
+    box = Interval(torch.zeros(1, 1).double(), torch.ones(1, 1).double())
     assert_encloses(propagate(net, box), torch.stack([net(point) for point in points_of(*box)]).detach())
 
 

@@ -213,9 +213,9 @@ def test_the_front_has_means_over_the_seeds_with_the_lowest_and_the_highest() ->
         "KL": "19.0 [18.0, 20.0]",
     }
     assert tables.front(rows).to_dict("records") == [
-        {"trained on": "ibp", "radius": "0.1", "kappa": "0"} | common,
-        {"trained on": "ibp", "radius": "0.12", "kappa": "0.75"} | common,
-        {"trained on": "crown-ibp", "radius": "0.1", "kappa": "0"} | common,
+        {"trained on": "ibp", "training radius": "0.1", "kappa": "0"} | common,
+        {"trained on": "ibp", "training radius": "0.12", "kappa": "0.75"} | common,
+        {"trained on": "crown-ibp", "training radius": "0.1", "kappa": "0"} | common,
     ]
 
 
