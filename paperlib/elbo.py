@@ -73,8 +73,8 @@ def elbo_bounds(
     Args:
         vae: in evaluation mode if it has dropout or batch normalisation.
         method: "ibp", interval bound propagation, two products a layer; differentiable in the parameters.
-            "crown-ibp", linear bounds of the whole ELBO over the boxes of "ibp", about twice the cost; differentiable.
-            "crown", the same over boxes that linear bounds have tightened, about a hundred times the cost.
+            "crown-ibp", linear bounds of the whole ELBO over the boxes of "ibp", one form pulled back; differentiable.
+            "crown", the same over boxes that linear bounds have tightened, a form for each latent.
             "exact", branch and bound, for at most three inputs.
             "best", the tightest of the first three within `budget`.
         target: "perturbed": the likelihood of x' itself, whose box is the input's; "clean": the likelihood of x.

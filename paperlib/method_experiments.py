@@ -90,8 +90,8 @@ def rounding_rows(models: Mapping[str, VAE], test: Dataset) -> pd.DataFrame:
     """How often the float32 network leaves its certificate: bounds computed in float32, and those with `sound`.
 
     Layers: each unit at the corner of its float32 box that attains its upper bound, at radius EPS. ELBO: the image and
-    random corners of tiny balls, where the bound is tight. One row for each model and place: checked, and for both
-    kinds of bound the share of points above it (layers) or outside it (ELBO) and the largest excess.
+    random corners of tiny balls. One row for each model and place: checked, and for both kinds of bound the share of
+    values outside it and the largest excess.
     """
     x = test.x[:ROUNDED]
     rows = []

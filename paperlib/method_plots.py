@@ -8,7 +8,6 @@ from paperlib.plots import COLORS, LABELS, finish, panels
 BOUNDS = {"ibp": "trained on intervals", "crown-ibp": "trained on the linear bound"}
 LOOK = {"ibp": {"color": COLORS["VAE"], "marker": "s"}, "crown-ibp": {"color": COLORS["certified"], "marker": "o"}}
 
-
 METHODS = {"ibp": "intervals", "crown-ibp": "CROWN-IBP", "crown": "CROWN"}
 METHOD_LOOK = {"ibp": (COLORS["VAE"], "s"), "crown-ibp": (COLORS["attacked"], "X"), "crown": (COLORS["certified"], "o")}
 
