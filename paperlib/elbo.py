@@ -125,7 +125,18 @@ def certificate(
         return _exact(vae, x, ball, noise, target, tol).lower
     if method == "best":
         method, steps = _best(vae, budget)
-    vae, noise, known, rounding = _prepared(vae, x, ball, noise, target, sound)
+    return _lower(*_prepared(vae, x, ball, noise, target, sound), method, steps)
+
+
+def box_certificate(vae: VAE, box: Interval, noise: Tensor, target: Interval, method: Method = "ibp") -> Tensor:
+    """`certificate` for all inputs of a box and all targets of another, [batch]; checks shapes alone, for inner loops.
+
+    `method` is "ibp" or "crown-ibp".
+    """
+    return _lower(vae, noise, boxes(vae, box, noise, target), None, method, 0)
+
+
+def _lower(vae: VAE, noise: Tensor, known: Boxes, rounding: SoundBoxes | None, method: Method, steps: int) -> Tensor:
     bound = vae.likelihood.lower(known.output, known.target) - gaussian.kl_upper(known.mean, known.log_var)
     if method != "ibp":
         linear = crown.lower(_relaxed(vae, known, noise, rounding, method), steps)

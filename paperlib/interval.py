@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 
@@ -83,6 +84,10 @@ class LinfBall:
     def box(self, x: Tensor) -> Interval:
         """The ball around x as a box of the same shape. Raises ValueError unless x is finite and in range."""
         self.check(x)
+        return self.unchecked_box(x)
+
+    def unchecked_box(self, x: Tensor) -> Interval:
+        """`box` for inner loops over data that were checked before."""
         return Interval((x - self.eps).clamp(min=self.low), (x + self.eps).clamp(max=self.high))
 
     def project(self, x_adv: Tensor, x: Tensor) -> Tensor:
@@ -190,9 +195,41 @@ def affine(box: Interval, linear: Callable[[Tensor], Tensor], absolute: Callable
     return Interval(center - radius, center + radius)
 
 
+class _LinearBox(torch.autograd.Function):
+    """`affine` of a linear layer. Its backward pass adds what both products say of W in place: what autograd would
+    record for the two ends is a third of a training step beside the products themselves.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, low: Tensor, high: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+        center, radius, absolute = (low + high).div_(2), (high - low).div_(2), weight.abs()
+        ctx.save_for_backward(center, radius, weight, absolute)
+        center, radius = F.linear(center, weight, bias), F.linear(radius, absolute)
+        return center - radius, center.add_(radius)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, of_low: Tensor, of_high: Tensor) -> tuple[Tensor | None, ...]:
+        center, radius, weight, absolute = ctx.saved_tensors
+        of_center, of_radius = of_low + of_high, of_high - of_low
+        ends: tuple[Tensor | None, ...] = (None, None)
+        if any(ctx.needs_input_grad[:2]):
+            through, spread = of_center @ weight, of_radius @ absolute
+            ends = (through - spread).div_(2), through.add_(spread).div_(2)
+        of_weight = of_bias = None
+        of_center, of_radius, center, radius = (
+            t.reshape(-1, t.shape[-1]) for t in (of_center, of_radius, center, radius)
+        )
+        if ctx.needs_input_grad[2]:
+            of_weight = (of_radius.T @ radius).mul_(weight.sgn()).addmm_(of_center.T, center)
+        if ctx.needs_input_grad[3]:
+            of_bias = of_center.sum(0)
+        return (*ends, of_weight, of_bias)
+
+
 @interval_rule.register
 def _(layer: nn.Linear, box: Interval) -> Interval:
-    return affine(box, layer, lambda r: F.linear(r, layer.weight.abs()))
+    return Interval(*_LinearBox.apply(*box, layer.weight, layer.bias))
 
 
 @interval_rule.register

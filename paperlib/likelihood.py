@@ -6,9 +6,11 @@ its values are [batch], in nats. A user's own likelihood subclasses `Likelihood`
 
 import math
 from abc import ABC, abstractmethod
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from paperlib.interval import Interval
@@ -71,9 +73,26 @@ class Likelihood(nn.Module, ABC):
         return Interval(self.lower(output, target), self.upper(output, target))
 
 
+class _Softplus(torch.autograd.Function):
+    """log(1 + exp(l)) in float32, within 8 unit roundoffs of 1 + its value.
+
+    torch's own takes log1p, which for float32 is not vectorised on the CPU and then costs as much as a layer's product.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logit: Tensor) -> Tensor:
+        ctx.save_for_backward(logit)
+        return logit.abs().neg_().exp_().add_(1).log_().add_(logit.clamp(min=0))
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        (logit,) = ctx.saved_tensors
+        return gradient * torch.sigmoid(logit)
+
+
 def _softplus(logit: Tensor) -> Tensor:
     # torch steps from log(1 + exp(l)) down to l at its default threshold of 20, by 2e-9; at 50 by less than rounding.
-    return F.softplus(logit, threshold=50)
+    return _Softplus.apply(logit) if logit.dtype == torch.float32 else F.softplus(logit, threshold=50)
 
 
 def _minus_softplus(logit: Tensor) -> Tensor:
@@ -98,6 +117,35 @@ def _total(terms: Tensor) -> Tensor:
     return terms.flatten(1).sum(1)
 
 
+class _BernoulliLower(torch.autograd.Function):
+    """The smallest t * l - softplus(l) over both boxes, elementwise, with the derivative of the corner it sits at."""
+
+    @staticmethod
+    def forward(ctx: Any, low: Tensor, high: Tensor, target_low: Tensor, target_high: Tensor) -> Tensor:
+        # t * l is smallest at the lower t where l >= 0 and at the upper t elsewhere; then the chord end in l decides.
+        first = torch.where(low >= 0, target_low, target_high)
+        second = torch.where(high >= 0, target_low, target_high)
+        at_low = (first * low).sub_(_softplus(low))
+        at_high = (second * high).sub_(_softplus(high))
+        is_low = at_low <= at_high
+        logit = torch.where(is_low, low, high)
+        ctx.save_for_backward(logit, torch.where(is_low, first, second), is_low)
+        return torch.minimum(at_low, at_high, out=at_low)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        logit, target, is_low = ctx.saved_tensors
+        of_logit = torch.sigmoid(logit).neg_().add_(target).mul_(gradient)
+        of_low = of_logit * is_low
+        ends = of_low, of_logit.sub_(of_low)
+        if not any(ctx.needs_input_grad[2:]):
+            return (*ends, None, None)
+        of_target = gradient * logit
+        at_low = of_target * (logit >= 0)
+        return (*ends, at_low, of_target - at_low)
+
+
 class Bernoulli(Likelihood):
     """Independent Bernoulli pixels with the output as logit l: log p(t | l) = t * l - softplus(l), for t in [0, 1].
 
@@ -109,11 +157,7 @@ class Bernoulli(Likelihood):
         return _total(target * output - _softplus(output))
 
     def lower(self, output: Interval, target: Interval) -> Tensor:
-        # t * l is smallest at the lower t where l >= 0 and at the upper t elsewhere; then the chord end in l decides.
-        low, high = output
-        at_low = torch.where(low >= 0, target.lower, target.upper) * low - _softplus(low)
-        at_high = torch.where(high >= 0, target.lower, target.upper) * high - _softplus(high)
-        return _total(torch.minimum(at_low, at_high))
+        return _total(_BernoulliLower.apply(*output, *target))
 
     def upper(self, output: Interval, target: Interval) -> Tensor:
         # For a fixed l the best t is an end of its interval; for that t the best l is its logit, clipped to the box.
@@ -128,12 +172,12 @@ class Bernoulli(Likelihood):
         return _total(best)
 
     def rounding(self, output: Interval, target: Interval) -> Rounding:
-        # A summand t * l - softplus(l) takes a few roundings of its two parts, and all summands share those of the sum.
-        # The summand is far smaller than its parts where the fit is good:
+        # A summand t * l - softplus(l) takes a few roundings of its two parts (and of 1: see `_Softplus`), and all
+        # summands share those of the sum. It is far smaller than its parts where the fit is good:
         # |t * l - softplus(l)| <= |l| |t - [l > 0]| + log1p(exp(-|l|)).
         few = UNITS["softplus"] + 4
         low, high = output
-        parts = magnitude(target) * magnitude(output) + _softplus(high)
+        parts = magnitude(target) * magnitude(output) + 1 + _softplus(high)
         misfit = torch.maximum(
             high.clamp(min=0) * magnitude(target.map(lambda t: t - 1)), (-low).clamp(min=0) * magnitude(target)
         )

@@ -12,6 +12,7 @@ from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from paperlib.interval import Interval, UnsupportedLayerError, interval_rule
@@ -131,22 +132,40 @@ def strip(band: Band, box: Interval) -> Strip:
 
 def chord_above(function: Function, derivative: Function, box: Interval) -> Line:
     """The line through both ends of a convex function, above it."""
-    low, high = function(box.lower), function(box.upper)
-    slope = _quotient(low, high, box).clamp(*(derivative(end.detach()) for end in box))
-    return Line(slope, torch.maximum(low - slope * box.lower, high - slope * box.upper))
+    return _chord(torch.maximum, function, box, box.map(lambda end: derivative(end.detach())))
 
 
 def chord_below(function: Function, derivative: Function, box: Interval) -> Line:
     """The line through both ends of a concave function, below it."""
-    low, high = function(box.lower), function(box.upper)
-    flat, steep = (derivative(end.detach()) for end in (box.upper, box.lower))
-    slope = _quotient(low, high, box).clamp(flat, steep)
-    return Line(slope, torch.minimum(low - slope * box.lower, high - slope * box.upper))
+    steep, flat = box.map(lambda end: derivative(end.detach()))
+    return _chord(torch.minimum, function, box, Interval(flat, steep))
 
 
-def _quotient(low: Tensor, high: Tensor, box: Interval) -> Tensor:
-    width = box.upper - box.lower
-    return (high - low) / torch.where(width > torch.finfo(width.dtype).tiny, width, 1.0)  # no gradient overflows
+def _chord(farther: Any, function: Function, box: Interval, slopes: Interval) -> Line:
+    return Line(*_Chord.apply(*box, *box.map(function), *slopes, farther))
+
+
+class _Chord(torch.autograd.Function):
+    """Slope and offset of the line through two points: autograd would record a dozen operations."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, low: Tensor, high: Tensor, at_low: Tensor, at_high: Tensor, least: Tensor, most: Tensor, farther: Any
+    ) -> tuple[Tensor, Tensor]:
+        width = high - low
+        width.masked_fill_(width <= torch.finfo(width.dtype).tiny, math.inf)  # no quotient overflows
+        slope = ((at_high - at_low) / width).clamp(least, most)
+        ctx.save_for_backward(low, width, slope)
+        return slope, farther(at_low - slope * low, at_high - slope * high)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, of_slope: Tensor, of_offset: Tensor) -> tuple[Tensor | None, ...]:
+        # slope = (at_high - at_low) / (high - low)  and  offset = at_low - slope * low
+        low, width, slope = ctx.saved_tensors
+        turn = (of_slope - of_offset * low).div_(width)
+        tilt = turn * slope
+        return tilt - of_offset * slope, tilt.neg(), of_offset - turn, turn, None, None, None
 
 
 def tangent(function: Function, derivative: Function, at: Tensor) -> Line:
@@ -184,12 +203,10 @@ def _(layer: nn.ReLU | nn.LeakyReLU, box: Interval) -> Band:
     # Below: the line of either end, which is one where the sign is known. Start: the smaller area.
     low, high = box
     zero, one = torch.zeros_like(low), torch.ones_like(low)
-    first, second = (torch.where(sign, one, leak) for sign in (low >= 0, high > 0))
+    slopes = Interval(*(torch.where(sign, one, leak) for sign in (low >= 0, high > 0)))
+    first, second = (Line(slope, zero) for slope in slopes)
     weight = (low + high > 0).to(low.dtype)
-    at_low, at_high = function(low), function(high)
-    slope = _quotient(at_low, at_high, box).clamp(first, second)
-    above = Line(slope, torch.maximum(at_low - slope * low, at_high - slope * high))
-    return Band(Choice(Line(first, zero), Line(second, zero), weight), above)
+    return Band(Choice(first, second, weight), _chord(torch.maximum, function, box, slopes))
 
 
 @relaxation_rule.register

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from paperlib.config import TrainConfig
 from paperlib.data import Dataset, load_dataset
-from paperlib.elbo import Method, Target, certificate, elbo_terms
-from paperlib.interval import LinfBall
+from paperlib.elbo import Method, Target, box_certificate, certificate, elbo_terms
+from paperlib.interval import Interval, LinfBall
 from paperlib.progress import Progress
 from paperlib.schedule import eps_at, kappa_at, lr_at
 from paperlib.vae import VAE
@@ -63,14 +63,19 @@ def robust_loss(
     target: Target = "perturbed",
     method: Method = "ibp",
 ) -> Tensor:
-    """minus the batch mean of  kappa * ELBO + (1 - kappa) * certificate  (paper, section 4): a scalar, in nats."""
+    """minus the batch mean of  kappa * ELBO + (1 - kappa) * certificate  (paper, section 4): a scalar, in nats.
+
+    For inner loops: x must lie in the data range and is not checked, so that a device is never waited for.
+    """
     # minimise over the weights  -kappa ELBO(x) - (1 - kappa) C(x)  with  C(x) <= min over x' in the ball of ELBO(x')
     objective = torch.zeros(len(x), dtype=x.dtype, device=x.device)
     if kappa > 0:
         log_likelihood, kl = elbo_terms(vae, x, noise, x)
         objective = objective + kappa * (log_likelihood - kl)
     if kappa < 1:
-        objective = objective + (1 - kappa) * certificate(vae, x, ball, noise, target, method)
+        box = ball.unchecked_box(x)
+        targets = box if target == "perturbed" else Interval(x, x)
+        objective = objective + (1 - kappa) * box_certificate(vae, box, noise, targets, method)
     return -objective.mean()
 
 

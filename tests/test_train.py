@@ -123,7 +123,7 @@ def test_a_plain_vae_never_computes_a_certificate(monkeypatch: pytest.MonkeyPatc
     def refuse(*_: object) -> None:
         raise AssertionError("the certificate was computed")
 
-    monkeypatch.setattr(importlib.import_module("paperlib.train"), "certificate", refuse)
+    monkeypatch.setattr(importlib.import_module("paperlib.train"), "box_certificate", refuse)
     vae, x, noise = CONFIG.build(), stripes(8).x, torch.randn(8, 2)
     robust_loss(vae, x, LinfBall(0.1), noise, 1.0)
     with pytest.raises(AssertionError, match="the certificate was computed"):
