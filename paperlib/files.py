@@ -17,6 +17,8 @@ def atomic(path: Path) -> Iterator[Path]:
     try:
         yield temporary
         os.chmod(temporary, 0o644)
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())  # on the disk before its name is, so that a power cut leaves it whole, too
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -2,6 +2,8 @@
 
 import copy
 import importlib
+import warnings
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -9,6 +11,7 @@ import pandas as pd
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from paperlib import (
     VAE,
@@ -24,8 +27,9 @@ from paperlib import (
     mlp_vae,
     train,
 )
+from paperlib.compute import choose_device, products_in
 from paperlib.data import Dataset
-from paperlib.train import TrainingDivergedError, choose_device, robust_loss
+from paperlib.train import TrainingDivergedError, robust_loss
 
 COLUMNS = ["step", "eps", "kappa", "lr", "clean", "log_likelihood", "kl", "certified"]
 CONFIG = TrainConfig(
@@ -237,6 +241,101 @@ def test_after_divergence_the_kept_model_has_finite_weights_and_values(lr: float
 def test_divergence_in_the_very_last_step_is_not_missed() -> None:
     with pytest.raises(TrainingDivergedError):
         train(replace(CONFIG, lr=1e300, steps=1), data=stripes(), device="cpu")
+
+
+def test_where_losses_are_read_once_an_epoch_the_first_bad_step_is_named() -> None:
+    """Loss and gradient norm of the steps 9 to 12, read at step 12."""
+    module = importlib.import_module("paperlib.train")
+    state = module._begin(CONFIG, None, torch.device("cpu"))
+    state.step = 12
+    losses = torch.tensor([[1.0, 2.0], [3.0, torch.inf], [torch.nan, torch.nan], [4.0, 5.0]])
+    with pytest.raises(TrainingDivergedError, match="loss 3, gradient norm inf at step 10: training diverged"):
+        module._check_finite(losses, state)
+    module._check_finite(losses[::3], state)
+
+
+class Reads(TorchDispatchMode):
+    """Counts how often the value of a tensor is read: each time, the host waits for the device."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func is torch.ops.aten._local_scalar_dense.default
+        return func(*args, **(kwargs or {}))
+
+
+def reads_on_the_cpu(train_once: Callable[[], object]) -> int:
+    with Reads() as reads:
+        train_once()
+    return reads.count
+
+
+def waits_on_cuda(train_once: Callable[[], object]) -> int:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            train_once()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    return sum("synchroniz" in str(warning.message) for warning in caught)
+
+
+def steps_of_one_epoch(count: int, bound: Any, device: str) -> Callable[[], object]:
+    config = replace(CONFIG, steps=count, batch_size=18, bound=bound, kappa=0.0, ramp_start=0.0, ramp_end=0.1)
+    return lambda: train(config, data=stripes(), device=device)
+
+
+@pytest.mark.parametrize("free", [True, False])
+@pytest.mark.parametrize("bound", ["ibp", "crown-ibp"])
+def test_a_step_reads_no_value_but_whether_it_is_finite_where_that_is_free(
+    monkeypatch: pytest.MonkeyPatch, bound: Any, free: bool
+) -> None:
+    monkeypatch.setattr(importlib.import_module("paperlib.train"), "reading_is_free", lambda _: free)
+    five, ten = (reads_on_the_cpu(steps_of_one_epoch(count, bound, "cpu")) for count in (5, 10))
+    assert ten - five == (5 if free else 0)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.parametrize("bound", ["ibp", "crown-ibp"])
+def test_on_cuda_no_step_is_waited_for(bound: Any) -> None:
+    steps_of_one_epoch(1, bound, "cuda")()  # what a device is waited for once
+    five, ten = (waits_on_cuda(steps_of_one_epoch(count, bound, "cuda")) for count in (5, 10))
+    assert five == ten > 0
+
+
+def interrupt(precisions: list[str]) -> None:
+    assert precisions == ["ieee", "ieee"]
+    raise KeyboardInterrupt
+
+
+def test_products_are_taken_in_another_precision_on_cuda_alone_and_only_within() -> None:
+    parts = (torch.backends.cuda.matmul, torch.backends.cudnn.conv)
+    before = [part.fp32_precision for part in parts]
+    with products_in("tf32", torch.device("cpu")):
+        assert [part.fp32_precision for part in parts] == before
+    with products_in("tf32", torch.device("cuda")):
+        assert [part.fp32_precision for part in parts] == ["tf32", "tf32"]
+        with pytest.raises(KeyboardInterrupt), products_in("ieee", torch.device("cuda", 0)):
+            interrupt([part.fp32_precision for part in parts])
+        assert [part.fp32_precision for part in parts] == ["tf32", "tf32"]
+    assert [part.fp32_precision for part in parts] == before
+    assert not torch.backends.cuda.matmul.allow_tf32, "the older name of the switch can still be read"
+
+
+def test_held_out_certificates_are_measured_in_full_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    module, used = importlib.import_module("paperlib.train"), []
+
+    def note(name: str) -> Callable[..., object]:
+        real = getattr(module, name)
+        return lambda *args: (used.append((name, torch.backends.cuda.matmul.fp32_precision)), real(*args))[1]
+
+    for name in ("robust_loss", "_measure"):
+        monkeypatch.setattr(module, name, note(name))
+    monkeypatch.setattr(module, "products_in", lambda precision, _: products_in(precision, torch.device("cuda")))
+    train(replace(CONFIG, steps=6), data=stripes(), device="cpu")
+    step, measured = ("robust_loss", "tf32"), ("_measure", "ieee")
+    assert used == [step] * 5 + [measured, step, measured]
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -0.01, 1.01])
