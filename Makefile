@@ -13,11 +13,11 @@ STAMP := $(VENV)/.installed
 HEADING = printf '\n== %s\n'
 
 .DEFAULT_GOAL := help
-.PHONY: help figures plots test readme lab html docker lock env clean
+.PHONY: help figures plots test bench readme lab html docker lock env clean
 
 # No window is ever opened. Kernels need matplotlib's inline backend instead, so nbval below runs without this, and
 # scripts.figures takes it out of the kernels' environment.
-figures plots test readme html: export MPLBACKEND = Agg
+figures plots test bench readme html: export MPLBACKEND = Agg
 
 help: ## list the commands and their options
 	@awk -F ' ## ' '/^[a-z]+:.* ## / { split($$1, name, ":"); printf "  make %-9s %s\n", name[1], $$2 }' $(MAKEFILE_LIST)
@@ -50,6 +50,10 @@ test: $(STAMP) ## check style, types, tests and the committed notebooks
 	@$(HEADING) 'nbval: committed notebooks'
 	@unset MPLBACKEND; JUPYTER_PREFER_ENV_PATH=1 PYTHONWARNINGS=ignore \
 	  $(BIN)/python -m pytest --nbval --nbval-current-env notebooks
+
+# Targets are for the CPU, which is then the processor that the rows name; the profiler is kept from telling of its own.
+bench: $(STAMP) ## measure what steps and certificates cost, as ratios beside their targets, in minutes
+	@CUDA_VISIBLE_DEVICES= KINETO_LOG_LEVEL=99 $(BIN)/python -m scripts.bench
 
 readme: $(STAMP) ## write the numbers of README.md anew from the committed rows
 	@$(BIN)/python -m scripts.readme

@@ -282,7 +282,7 @@ def test_ci_runs_make_test_from_any_folder(tmp_path: Path) -> None:
 
 
 def test_every_target_has_help_and_help_lists_it() -> None:
-    expected = ["help", "figures", "plots", "test", "readme", "lab", "html", "docker", "lock", "env", "clean"]
+    expected = ["help", "figures", "plots", "test", "bench", "readme", "lab", "html", "docker", "lock", "env", "clean"]
     assert expected == TARGETS
     assert sorted(re.findall(r"(?m)^\.PHONY: (.*)$", MAKEFILE)[0].split()) == sorted(TARGETS)
     listed = subprocess.run(["make", "-C", ROOT, "--no-print-directory"], env=_env(), capture_output=True, text=True)

@@ -1,0 +1,73 @@
+"""What the rows of `scripts.bench` say: each ratio beside its target, and where the time of a step goes."""
+
+from dataclasses import asdict, dataclass
+
+import pandas as pd
+
+from paperlib.cost_plots import by_round, plain
+
+
+@dataclass(frozen=True)
+class Target:
+    """The most that `of` should cost, in units of `against`; without it in milliseconds."""
+
+    label: str
+    of: tuple[str, str]  # kind and name of a contestant
+    against: tuple[str, str] | None
+    most: float
+
+
+TARGETS = (
+    Target("step, κ = 0 / plain", ("step", "proVAE kappa=0"), ("step", "VAE"), 2.3),
+    Target("step, κ = 0 / its products", ("step", "proVAE kappa=0"), ("products", "proVAE kappa=0"), 1.6),
+    Target("step, κ = 0.5 / plain", ("step", "proVAE kappa=0.5"), ("step", "VAE"), 3.0),
+    Target("step, κ = 0, linear bound / intervals", ("step", "linear kappa=0"), ("step", "proVAE kappa=0"), 2.0),
+    Target("step, κ = 0.5, linear bound / intervals", ("step", "linear kappa=0.5"), ("step", "proVAE kappa=0.5"), 2.0),
+    Target("convolutional step, κ = 0 / plain", ("step", "conv proVAE kappa=0"), ("step", "conv VAE"), 3.0),
+    Target("certificate, CROWN-IBP / intervals", ("image", "crown-ibp"), ("image", "ibp"), 2.5),
+    Target("certificate, CROWN (ms an image)", ("image", "crown"), None, 10.0),
+)
+
+
+def ratios(rows: pd.DataFrame) -> pd.DataFrame:
+    """A row for each target: median and quartiles over the rounds, and whether the median meets it."""
+    seconds, table = by_round(rows), []
+    for target in TARGETS:
+        values = seconds[target.of] / (seconds[target.against] if target.against else 1e-3)
+        low, median, high = values.quantile([0.25, 0.5, 0.75])
+        table.append({**asdict(target), "low": low, "median": median, "high": high, "met": median <= target.most})
+    return pd.DataFrame(table)
+
+
+def ratio_table(rows: pd.DataFrame) -> pd.DataFrame:
+    """`ratios` as shown."""
+    return pd.DataFrame(
+        {
+            "ratio": row["label"],
+            "median [quartiles]": f"{row['median']:.2f} [{row['low']:.2f}, {row['high']:.2f}]",
+            "target": f"{row['most']:g}",
+            "outcome": "met" if row["met"] else "missed",
+        }
+        for _, row in ratios(rows).iterrows()
+    )
+
+
+def step_table(rows: pd.DataFrame, profiled: pd.DataFrame) -> pd.DataFrame:
+    """A row for each step: its time, also in plain steps, its bare products, and the shares that the profiler saw."""
+    seconds, table = by_round(rows), []
+    for _, shares in profiled.iterrows():
+        name = shares["name"]
+        step = seconds["step", name]
+        bare = f"{1e3 * seconds['products', name].median():.1f}" if ("products", name) in seconds else ""
+        table.append(
+            {
+                "step": name,
+                "ms": f"{1e3 * step.median():.1f}",
+                "plain steps": f"{(step / seconds[plain(name)]).median():.2f}",
+                "bare products, ms": bare,
+                "matrix products": f"{shares['products']:.0%}",
+                "elementwise": f"{shares['elementwise']:.0%}",
+                "other": f"{shares['other']:.0%}",
+            }
+        )
+    return pd.DataFrame(table)
