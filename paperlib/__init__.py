@@ -1,5 +1,7 @@
 """Variational auto-encoders with a certified lower bound of the ELBO (proVAE, arXiv 2004.10608)."""
 
+import warnings
+
 from paperlib.attack import fgsm, pgd
 from paperlib.certify import certify
 from paperlib.checkpoint import load, save
@@ -13,6 +15,11 @@ from paperlib.relaxation import relaxation_rule
 from paperlib.rounding import rounding_rule
 from paperlib.train import train
 from paperlib.vae import VAE, conv_vae, mlp_vae
+
+# `python -m paperlib.train` runs a module that this file has imported: harmless, as it holds nothing but its command.
+warnings.filterwarnings(
+    "ignore", r"'paperlib\.\w+' found in sys\.modules after import of package 'paperlib'", RuntimeWarning
+)
 
 __version__ = "0.1.0"
 

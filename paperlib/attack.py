@@ -102,3 +102,9 @@ def _elbo_of(vae: VAE, x: Tensor, noise: Tensor, target: Target) -> Objective:
         return log_likelihood - kl
 
     return objective
+
+
+if __name__ == "__main__":
+    from paperlib.commands import Attack, main
+
+    main(Attack)

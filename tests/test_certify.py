@@ -11,12 +11,16 @@ import pandas as pd
 import pytest
 import torch
 from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-from paperlib import LinfBall, TrainConfig, certify, elbo, elbo_bounds, load_dataset, mlp_vae, train
-from paperlib.certify import SandwichViolationError, check_sandwich
+from paperlib import VAE, LinfBall, TrainConfig, certify, conv_vae, elbo, elbo_bounds, load_dataset, mlp_vae, train
+from paperlib.certify import SandwichViolationError, check_sandwich, chunk_size, noise_draws
 from paperlib.data import Dataset
 from paperlib.train import TrainResult
 
+module = importlib.import_module("paperlib.certify")  # the module: `paperlib.certify` as an attribute is the function
 COLUMNS = [
     "index",
     "draw",
@@ -98,7 +102,7 @@ HOW: list[dict[str, Any]] = [
 def test_how_to_certify_is_that_of_elbo_bounds(how: dict[str, Any], target: Any) -> None:
     x, noise = inputs(draws=2)
     vae = model() if how.get("sound") else model().double()
-    rows = certify(vae, x, BALL, noise, target=target, batch_size=3, **how)
+    rows = certify(vae, x, BALL, noise, target=target, memory=1e-5, **how)
     parameter = next(vae.parameters())
     with torch.no_grad():
         lower = [
@@ -181,19 +185,152 @@ def test_several_draws_are_the_single_draws_one_after_the_other() -> None:
     assert together.groupby("index")["certified"].nunique().min() == 3
 
 
-@pytest.mark.parametrize("batch_size", [1, 3, COUNT, 100])
-def test_the_batch_size_changes_no_row(batch_size: int) -> None:
+def in_chunks_of(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "chunk_size", lambda *_: size)
+
+
+@pytest.mark.parametrize("size", [1, 3, COUNT, 100])
+@pytest.mark.parametrize("method", ["ibp", "crown"])
+def test_the_size_of_chunks_changes_no_row(method: str, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     x, noise = inputs(draws=2)
-    whole = certify(model(), x, BALL, noise, attack={"steps": 3})
-    parts = certify(model(), x, BALL, noise, attack={"steps": 3}, batch_size=batch_size)
+    whole = certify(model(), x, BALL, noise, attack={"steps": 3}, method=method)
+    in_chunks_of(size, monkeypatch)
+    parts = certify(model(), x, BALL, noise, attack={"steps": 3}, method=method)
     pd.testing.assert_frame_equal(parts, whole, check_exact=False, rtol=0, atol=1e-9)
 
 
-@pytest.mark.parametrize("batch_size", [1, COUNT, 100])
-def test_noise_for_another_number_of_examples_is_refused(batch_size: int) -> None:
+def test_random_starts_follow_the_generator_and_differ_from_chunk_to_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, noise = (part[..., :1, :].repeat_interleave(COUNT, -2) for part in inputs())
+    in_chunks_of(3, monkeypatch)
+
+    def attacked(seed: int) -> list[float]:
+        attack = {"steps": 1, "restarts": 2, "generator": torch.Generator().manual_seed(seed)}
+        return list(certify(model(), x, LinfBall(0.5), noise, attack=attack)["attacked"])
+
+    starts: set[bytes] = set()
+    real = LinfBall.sample
+
+    def sample(ball: LinfBall, x: Tensor, generator: torch.Generator) -> Tensor:
+        found = real(ball, x, generator)
+        starts.add(found[0].numpy().tobytes())
+        return found
+
+    monkeypatch.setattr(LinfBall, "sample", sample)
+    assert attacked(0) == attacked(0)
+    assert len(starts) == 3, "three chunks, the same in both calls"
+    attacked(1)
+    assert len(starts) == 6
+
+
+class Peak(TorchDispatchMode):
+    """`bytes`: the most that the tensors made in this block have held at once."""
+
+    def __init__(self, *given: Tensor) -> None:
+        super().__init__()
+        self.given = {tensor.untyped_storage()._cdata for tensor in given}
+        self.held: dict[int, tuple[StorageWeakRef, int]] = {}
+        self.bytes = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = function(*args, **(kwargs or {}))
+        for tensor in tree_leaves(made):
+            if isinstance(tensor, Tensor) and tensor.untyped_storage()._cdata not in self.given:
+                storage = tensor.untyped_storage()
+                self.held[storage._cdata] = StorageWeakRef(storage), storage.nbytes()
+        self.held = {key: (ref, size) for key, (ref, size) in self.held.items() if not ref.expired()}
+        self.bytes = max(self.bytes, sum(size for _, size in self.held.values()))
+        return made
+
+
+def peak(vae: VAE, x: Tensor, memory: float, **how: Any) -> int:
+    noise = torch.randn(len(x), vae.latent_dim)
+    with Peak(x, noise) as found:
+        certify(vae, x, LinfBall(0.01), noise, memory=memory, **how)
+    return found.bytes
+
+
+SMALL = 2e-3  # GiB: some images of the network below at a time
+
+
+@pytest.mark.parametrize("how", [{"attack": {"steps": 2}}, {"method": "crown-ibp"}], ids=str)
+def test_memory_does_not_grow_with_the_number_of_images(how: dict[str, Any]) -> None:
+    vae = mlp_vae((784,), (16,), 4)
+    chunk = chunk_size(vae, torch.rand(1, 784), torch.randn(1, 4), how.get("method", "ibp"), SMALL)
+    assert 1 < chunk < 20
+    x = torch.rand(8 * chunk, 784)
+    once = peak(vae, x[:chunk].clone(), SMALL, **how)
+    assert peak(vae, x, SMALL, **how) == once
+    assert peak(vae, x, 8 * SMALL, **how) > 5 * once, "a larger budget is used"
+
+
+NETWORKS = {"mlp": lambda: mlp_vae((784,), (8, 8), 4), "conv": lambda: conv_vae((1, 12, 12), (4, 8), 4)}
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"attack": {"steps": 2}},
+        {"sound": True},
+        {"method": "crown-ibp", "steps": 2},
+        {"method": "crown-ibp", "steps": 2, "sound": True},
+        {"method": "crown", "steps": 2, "attack": {"steps": 2}},
+        {"method": "crown", "sound": True},
+    ],
+    ids=str,
+)
+def test_intermediate_results_keep_to_the_budget(network: str, how: dict[str, Any]) -> None:
+    vae = NETWORKS[network]()
+    x = torch.rand(16, 784) if network == "mlp" else torch.rand(16, 1, 12, 12)
+    arguments = vae, x, torch.randn(16, vae.latent_dim), how.get("method", "ibp")
+    budgets = (2.0**-power for power in range(20, 0, -1))
+    memory, size = next((b, size) for b in budgets if (size := chunk_size(*arguments, b)) >= 8)
+    assert size <= 16
+    # one example's peak holds the weights in all the forms that the method makes of them
+    rest = peak(vae, x[:size], memory, **how) - peak(vae, x[:1], memory, **how)
+    assert 1 / 8 < rest / (memory * 2**30) * size / (size - 1) <= 1
+
+
+def test_chunks_follow_the_budget() -> None:
+    vae, x, noise = mlp_vae(), torch.rand(1, 784), torch.randn(1, 20)
+    sizes = {
+        method: [chunk_size(vae, x, noise, method, memory) for memory in (1e-9, 0.02, 0.04, 0.08, 1.0, 100.0)]
+        for method in ("ibp", "crown-ibp", "crown", "best")
+    }
+    for method, found in sizes.items():
+        assert found[0] == 1 and found == sorted(found)
+        assert found[-1] == found[-2] == (100 if method in ("crown", "best") else 500), "at the size of the experiments"
+    for found in (sizes["ibp"], sizes["crown-ibp"]):
+        assert found[2] == pytest.approx(2 * found[1], abs=1) and found[3] == pytest.approx(2 * found[2], abs=1)
+    assert all(a > b > c for a, b, c in list(zip(sizes["ibp"], sizes["crown-ibp"], sizes["crown"], strict=True))[1:4])
+    assert sizes["crown"] == sizes["best"]
+    wide = mlp_vae(hidden=(5_000,))
+    assert chunk_size(wide, x, noise, "ibp", 0.04) < sizes["ibp"][2] / 4
+    assert chunk_size(wide, x, noise, "crown", 1.0) < 100
+
+
+@pytest.mark.parametrize("memory", [0.0, -1.0, float("nan")])
+def test_a_budget_that_is_not_positive_is_refused(memory: float) -> None:
+    x, noise = inputs()
+    with pytest.raises(ValueError, match="memory must be positive"):
+        certify(model(), x, BALL, noise[0], memory=memory)
+
+
+@pytest.mark.parametrize("memory", [1e-9, 1.0])
+def test_noise_for_another_number_of_examples_is_refused(memory: float) -> None:
     x, noise = inputs()
     with pytest.raises(ValueError, match="noise"):
-        certify(model(), x[:-1], BALL, noise[0], batch_size=batch_size)
+        certify(model(), x[:-1], BALL, noise[0], memory=memory)
+    with pytest.raises(ValueError, match="no example"):
+        certify(model(), x[:0], BALL, noise[0, :0], memory=memory)
+
+
+def test_noise_draws_are_the_same_whatever_their_number() -> None:
+    whole = noise_draws(30, 5, draws=3, seed=7)
+    assert whole.shape == (3, 30, 5)
+    assert torch.equal(noise_draws(9, 5, draws=2, seed=7), whole[:2, :9])
+    assert torch.equal(noise_draws(30, 5, seed=8), whole[1:2])
+    assert not torch.equal(whole[0], whole[1])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -305,7 +442,6 @@ def test_rows_in_order_to_within_rounding_pass(values: dict[str, float]) -> None
 
 def test_certify_itself_refuses_an_unsound_bound(monkeypatch: pytest.MonkeyPatch) -> None:
     x, noise = inputs()
-    module = importlib.import_module("paperlib.certify")  # the name in the package is the function
     monkeypatch.setattr(module, "certificate", lambda vae, x, *_: torch.zeros(len(x), dtype=x.dtype))
     with pytest.raises(SandwichViolationError, match=f"{COUNT} of {COUNT} rows"):
         certify(model(), x, BALL, noise[0])

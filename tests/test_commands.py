@@ -1,0 +1,284 @@
+"""The command lines: what they write and print, what their help says, and how they end when something is wrong."""
+
+import fcntl
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from paperlib import TrainConfig, certify, load, load_dataset, save
+from paperlib.certify import noise_draws
+from paperlib.commands import Attack, Certify, Command, Sweep, Train, main
+from paperlib.experiments import NOISE_SEED, test_noise
+from paperlib.rows import read_header, read_rows
+from paperlib.tables import rounded_down
+
+noise_of_experiments = test_noise  # by this name it is no test
+del test_noise
+
+CONFIG = TrainConfig("two-moons", (2,), (16,), latent_dim=4, likelihood="gaussian", steps=20, batch_size=64, eps=0.05)
+PLANE = ["--dataset", "two-moons", "--data-shape", "2", "--likelihood", "gaussian"]
+BASE = [*PLANE, "--hidden", "16", "--latent-dim", "4", "--steps", "20", "--batch-size", "64"]
+FLAGS = [*BASE, "--eps", "0.05", "--device", "cpu"]
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def model(here: Path) -> Path:
+    path = here / "model.safetensors"
+    save(path, CONFIG.build(), CONFIG)
+    return path
+
+
+def status(command: type[Command], *flags: object) -> Any:
+    """How the command ends; an error message counts as 1, as Python prints it and ends with that."""
+    with patch.object(sys, "argv", ["command", *map(str, flags)]), pytest.raises(SystemExit) as ended:
+        main(command)
+    if isinstance(ended.value.code, str):
+        print(ended.value.code, file=sys.stderr)
+        return 1
+    return ended.value.code
+
+
+def test_train_keeps_model_and_history_under_the_digest(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert status(Train, *FLAGS) == 0
+    folder = here / "runs" / CONFIG.digest
+    history = read_rows(folder / "history.csv", CONFIG.as_dict())
+    assert history["step"].tolist() == [20]
+    header = read_header(folder / "history.csv")
+    assert header["dataset"] == "two-moons" and header["seconds"] > 0 and len(header["checksum"]) == 64
+    vae, data = load(folder / "model.safetensors", CONFIG), load_dataset("two-moons")
+    x = data.x[-409:]  # held out
+    noise = torch.randn(409, 4, generator=torch.Generator().manual_seed(CONFIG.seed))
+    rows = certify(vae, x, data.ball(0.05), noise)
+    np.testing.assert_allclose(rows["certified"].mean(), history["certified"].iloc[-1], rtol=1e-5)
+    first, last = capsys.readouterr().out.splitlines()
+    assert first == f"training {CONFIG.digest} on two-moons"
+    assert last.startswith(f"{CONFIG.digest}: clean {history['clean'].iloc[-1]:.1f}, certified ")
+    assert f"certified {rounded_down(history['certified'].iloc[-1])} at eps 0.05" in last
+    assert last.endswith(f"see {Path('runs') / CONFIG.digest / 'model.safetensors'} and history.csv")
+
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert status(Train, *FLAGS) == 0
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before, "a finished run is left as it is"
+
+
+def test_every_field_of_the_configuration_is_a_flag(capsys: pytest.CaptureFixture[str]) -> None:
+    for command in (Train, Sweep):
+        assert status(command, "--help") == 0
+        text = capsys.readouterr().out
+        for name in CONFIG.as_dict():
+            assert f"--{name.replace('_', '-')} " in text
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        (Train, ["python -m paperlib.train", "torchrun --nproc-per-node N", "--folder", "pixels in [0, 1]"]),
+        (Attack, ["python -m paperlib.attack", "MODEL.safetensors", "--restarts", "--draws", "no guarantee"]),
+        (Certify, ["python -m paperlib.certify", "--method {ibp,crown-ibp,crown,exact,best}", "--sound", "torchrun"]),
+        (Sweep, ["python -m paperlib.sweep", "--jobs", "--cluster", "[{ibp,crown-ibp} ...]", "see the folder"]),
+    ],
+)
+def test_help_says_what_there_is(command: type[Command], words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert status(command, "--help") == 0
+    text = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert [word for word in words if word not in text] == []
+
+
+def test_certify_writes_its_rows_beside_the_model_and_prints_their_means(
+    model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    noisy = ["--draws", 2, "--noise-seed", 5, "--target", "clean"]
+    assert status(Certify, model, "--eps", 0.02, "--images", 9, *noisy, "--method", "crown-ibp", "--steps", 1) == 0
+    path = model.with_name("model_crown-ibp_0.02.csv")
+    found = read_rows(path)
+    test = load_dataset("two-moons", "test")
+    noise, ball = noise_draws(9, 4, draws=2, seed=5), test.ball(0.02)
+    expected = certify(load(model), test.x[:9], ball, noise, target="clean", method="crown-ibp", steps=1)
+    pd.testing.assert_frame_equal(found, expected, check_exact=True)
+    config = read_header(path)["config"]
+    assert config["model"] == CONFIG.as_dict()
+    assert {name: config[name] for name in ("dataset", "eps", "images", "draws", "noise_seed", "target", "attack")} == {
+        "dataset": "two-moons",
+        "eps": 0.02,
+        "images": 9,
+        "draws": 2,
+        "noise_seed": 5,
+        "target": "clean",
+        "attack": None,
+    }
+    assert {name: config[name] for name in ("method", "steps", "sound")} == {
+        "method": "crown-ibp",
+        "steps": 1,
+        "sound": False,
+    }
+    mean = expected.groupby("index")[["clean", "log_likelihood", "kl", "certified"]].mean()
+    assert capsys.readouterr().out.splitlines() == [
+        f"{CONFIG.digest}: crown-ibp at eps 0.02, 9 test images of two-moons",
+        f"clean      {mean['clean'].mean():.1f} ± {mean['clean'].sem():.1f}  "
+        f"(log-likelihood {mean['log_likelihood'].mean():.1f}, KL {mean['kl'].mean():.1f})",
+        f"certified  {rounded_down(mean['certified'].mean())} ± {mean['certified'].sem():.1f}",
+        f"rows in {path}",
+    ]
+
+
+def test_attack_writes_rows_between_clean_and_certified(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert status(Attack, model, "--eps", 0.1, "--images", 5, "--steps", 3, "--output", "sub/rows.csv") == 0
+    rows = read_rows("sub/rows.csv")
+    assert (rows["certified"] < rows["attacked"]).all() and (rows["attacked"] < rows["clean"]).all()
+    assert f"attacked   {rows['attacked'].mean():.1f} ± " in capsys.readouterr().out
+    assert read_header("sub/rows.csv")["config"]["attack"] == {"steps": 3, "restarts": 1}
+
+
+def test_the_noise_is_that_of_the_experiments() -> None:
+    assert torch.equal(noise_draws(7, 4, draws=2), noise_of_experiments(7, 4, draws=2)) and NOISE_SEED == 1
+
+
+def one_line(capsys: pytest.CaptureFixture[str]) -> str:
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1
+    return error
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--dataset", "emnist"], "unknown data set 'emnist'"),
+        (["--data-shape", "3"], "two-moons has examples of shape (2,), the configuration says (3,)"),
+        (["--device", "tpu"], "'tpu' names no device"),
+        (["--lr", "1e30"], "training diverged"),
+        (["--batch-size", "5000"], "fewer than one batch of 5000"),
+    ],
+)
+def test_train_ends_with_one_line_for_what_cannot_be_trained(
+    flags: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert status(Train, *FLAGS, *flags) == 1
+    assert words in one_line(capsys)
+
+
+def test_train_refuses_the_folder_of_another_run(capsys: pytest.CaptureFixture[str]) -> None:
+    assert status(Train, *FLAGS, "--folder", "mine") == 0
+    capsys.readouterr()
+    assert status(Train, *FLAGS, "--folder", "mine", "--seed", 7) == 1
+    assert "was made by another configuration: seed: found 0, wanted 7" in one_line(capsys)
+    with open("mine/lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert status(Train, *FLAGS, "--folder", "mine") == 1
+    assert "another process trains in mine" in one_line(capsys)
+
+
+@pytest.mark.parametrize("command", [Attack, Certify])
+def test_a_model_that_cannot_be_measured_is_one_line(
+    command: type[Command], model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    damaged = model.with_name("damaged.safetensors")
+    damaged.write_bytes(model.read_bytes()[:-9])
+    for flags, words in (
+        (["gone.safetensors", "--eps", 0.1], "no such file: gone.safetensors"),
+        ([damaged, "--eps", 0.1], "is damaged"),
+        ([model, "--eps", -0.1, "--images", 2], "eps"),
+        ([model, "--eps", 0.1, "--dataset", "mnist5k", "--images", 2], "does not fit the model"),
+        ([model, "--eps", 0.1, "--images", 0], "needs an image and a draw"),
+        ([model, "--eps", 0.1, "--draws", 0], "needs an image and a draw"),
+        ([model, "--eps", 0.1, "--images", 2, "--memory", 0], "memory must be positive"),
+        ([model, "--eps", 0.1, "--images", 2, "--output", "/dev/null/rows.csv"], "/dev/null"),
+    ):
+        assert status(command, *flags) == 1
+        assert words in one_line(capsys)
+
+
+@pytest.mark.parametrize("flags", [["--eps", "-1"], ["--steps", "1.5"], ["--bound", "crown"], ["--stepps", "3"]])
+def test_flags_that_make_no_sense_are_named(flags: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert status(Train, *flags) == 2
+    error = capsys.readouterr().err
+    assert flags[0].strip("-") in error and "Traceback" not in error
+
+
+def test_sweep_takes_several_values_of_every_field_but_shapes(capsys: pytest.CaptureFixture[str]) -> None:
+    flags = [*BASE, "--eps", "0.05", "0.1", "--seed", "0", "1", "--hidden", "16", "8", "--images", "6"]
+    assert status(Sweep, *flags, "--jobs", 0, "--folder", "grid") == 1
+    assert "jobs must be at least 1" in one_line(capsys)
+    with patch("paperlib.sweep.sweep", return_value=ROWS) as sweep:
+        assert status(Sweep, *flags, "--jobs", 3, "--folder", "grid") == 0
+    (configs, folder), how = sweep.call_args
+    assert [(c.eps, c.seed) for c in configs] == [(0.05, 0), (0.05, 1), (0.1, 0), (0.1, 1)]
+    assert {c.hidden for c in configs} == {(16, 8)} and {c.steps for c in configs} == {20}
+    assert folder == Path("grid") and how == {"images": 6, "jobs": 3, "cluster": False, "device": "auto"}
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "4 configurations in grid" and lines[-1] == f"rows in {Path('grid') / 'sweep.csv'}"
+    assert lines[1].split() == ["digest", "eps", "seed", "clean", "kl", "ibp", "crown_ibp"]
+    assert lines[2].split() == ["abc", "0.05", "0", "-100.0", "5.0", "-200.1", "-150.0"], "certificates rounded down"
+
+
+ROWS = pd.DataFrame(
+    [{"digest": "abc", "eps": 0.05, "seed": 0, "clean": -100.01, "kl": 5.01, "ibp": -200.01, "crown_ibp": -150.0}]
+)
+
+
+# ---- as processes
+
+
+def started(*command: object, **how: Any) -> subprocess.Popen[str]:
+    """A Python command in which warnings are errors."""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [sys.executable, "-W", "error::RuntimeWarning", *map(str, command)],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **how,
+    )
+
+
+def test_an_interrupt_is_one_line_and_the_run_goes_on(here: Path) -> None:
+    with started("-m", "paperlib.train", *FLAGS, "--steps", 1_000_000) as train:
+        assert train.stdout is not None
+        assert train.stdout.readline().startswith("training ")
+        while not list(here.glob("runs/*/checkpoint.safetensors")):
+            assert train.poll() is None, train.stderr
+        train.send_signal(signal.SIGINT)
+        _, error = train.communicate(timeout=60)
+    assert train.returncode == 130
+    assert error.strip().splitlines()[-1] == "interrupted: whole files are kept, and the same command goes on from them"
+    assert "Traceback" not in error
+
+
+def test_torchrun_shares_the_images_and_writes_once(model: Path) -> None:
+    flags = [model, "--eps", 0.05, "--images", 30, "--memory", 1e-3]  # six chunks or so
+    assert status(Certify, *flags, "--output", "alone.csv") == 0
+    run = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "paperlib.certify"]
+    with started(*run, *flags, "--output", "shared.csv") as shared:
+        output, error = shared.communicate(timeout=120)
+    assert shared.returncode == 0, error
+    assert output.splitlines()[-1] == "rows in shared.csv" and len(output.splitlines()) == 4, "the first alone speaks"
+    pd.testing.assert_frame_equal(read_rows("shared.csv"), read_rows("alone.csv"), rtol=1e-12)
+    assert read_header("shared.csv")["config"] == read_header("alone.csv")["config"]
+
+
+IMPORTS = """
+import sys
+import paperlib
+print(*{"tyro", "ray", "pebble", "matplotlib", "paperlib.commands"} & set(sys.modules))
+"""
+
+
+def test_the_library_does_not_import_its_commands() -> None:
+    with started("-c", IMPORTS) as importing:
+        output, error = importing.communicate(timeout=60)
+    assert (output.strip(), error) == ("", "")
