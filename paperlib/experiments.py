@@ -3,8 +3,9 @@
 Rows are made here and drawn in `plots`. Each `*_config` is what a row file's header must say for it to be used.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import pandas as pd
@@ -12,11 +13,13 @@ import torch
 from torch import Tensor
 
 from paperlib.attack import fgsm, pgd
-from paperlib.certify import certify
+from paperlib.certify import certify, noise_draws
 from paperlib.config import TrainConfig
 from paperlib.data import Dataset
 from paperlib.elbo import elbo
+from paperlib.interval import LinfBall
 from paperlib.looseness import looseness
+from paperlib.parallel import in_parallel
 from paperlib.vae import VAE
 
 EPS = 0.1  # of training, and of every single-eps result
@@ -33,7 +36,7 @@ class Sizes:
     attacked: int  # images, the first of the test set
     attack_steps: int
     certified: int  # images, the first of the test set
-    draws: int  # noise draws of each certified image
+    draws: int  # noise draws of each image certified at EPS; one at other radii
     strength: int  # images, the first of the test set
     looseness: int  # images, the first of the test set
     strength_steps: tuple[int, ...]
@@ -49,7 +52,7 @@ SIZES = {
 def digit_models(dataset: str, profile: str) -> dict[str, TrainConfig]:
     """The three models of the paper's comparison, by the name that rows and legends use."""
     size = SIZES[profile]
-    base = TrainConfig(dataset=dataset, steps=size.steps, hidden=(size.hidden,), eps=EPS)
+    base = TrainConfig(dataset=dataset, steps=size.steps, batch_size=128, hidden=(size.hidden,), eps=EPS)
     return {
         "VAE": replace(base, eps=0.0, kappa=1.0),
         "proVAE kappa=0": replace(base, kappa=0.0),
@@ -64,12 +67,25 @@ def file_name(model: str) -> str:
 
 def test_noise(images: int, latent_dim: int, draws: int) -> Tensor:
     """The noise of all test results, [draws, images, latent_dim]; draw d of image i is the same whatever the counts."""
-    return torch.stack(
-        [
-            torch.randn(10_000, latent_dim, generator=torch.Generator().manual_seed(NOISE_SEED + draw))[:images]
-            for draw in range(draws)
-        ]
-    )
+    return noise_draws(images, latent_dim, draws, NOISE_SEED)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One model at one radius on the first test images: the work of one process."""
+
+    model: str
+    ball: LinfBall
+    vae: VAE = field(repr=False)
+    x: Tensor = field(repr=False)
+
+    def noise(self, draws: int = 1) -> Tensor:
+        return test_noise(len(self.x), self.vae.latent_dim, draws)
+
+
+def cells(models: Mapping[str, VAE], test: Dataset, images: int, radii: Sequence[float]) -> list[Cell]:
+    """All models at all radii, in the order of both."""
+    return [Cell(name, test.ball(eps), vae, test.x[:images]) for name, vae in models.items() for eps in radii]
 
 
 def attack_config(dataset: str, profile: str) -> dict[str, Any]:
@@ -86,14 +102,14 @@ def attack_config(dataset: str, profile: str) -> dict[str, Any]:
 def attacked_rows(models: Mapping[str, VAE], test: Dataset, profile: str) -> pd.DataFrame:
     """Rows of `certify` with the attack, for each model and each eps, at one noise draw; checked for the sandwich."""
     size = SIZES[profile]
-    x = test.x[: size.attacked]
-    frames = []
-    for name, vae in models.items():
-        noise = test_noise(len(x), vae.latent_dim, draws=1)
-        for eps in EPS_GRID:
-            frame = certify(vae, x, test.ball(eps), noise, attack={"steps": size.attack_steps})
-            frames.append(frame.drop(columns="draw").assign(model=name))
+    task = partial(_attacked, steps=size.attack_steps)
+    frames = in_parallel(task, cells(models, test, size.attacked, EPS_GRID), name="attacks")
     return pd.concat(frames, ignore_index=True)
+
+
+def _attacked(cell: Cell, steps: int) -> pd.DataFrame:
+    rows = certify(cell.vae, cell.x, cell.ball, cell.noise(), attack={"steps": steps})
+    return rows.drop(columns="draw").assign(model=cell.model)
 
 
 def strength_config(dataset: str, profile: str) -> dict[str, Any]:
@@ -114,35 +130,41 @@ def strength_rows(models: Mapping[str, VAE], test: Dataset, profile: str) -> pd.
     `worse_than_fgsm` counts the images on which an attack ends above FGSM; for `pgd` it must be 0.
     """
     size = SIZES[profile]
-    x = test.x[: size.strength].double()
-    ball = test.ball(EPS)
-    rows = []
-    for name, model in models.items():
-        vae = model.in_float64()
-        noise = test_noise(len(x), vae.latent_dim, draws=1)[0].double()
-        random = ball.sample(x, torch.Generator().manual_seed(NOISE_SEED))
-        points = {("none", 0, 1): x, ("random", 0, 1): random, ("shift", 0, 1): ball.project(x + EPS, x)}
-        points["fgsm", 1, 1] = fgsm(vae, x, ball, noise)
-        for steps in size.strength_steps:
-            for restarts in size.strength_restarts:
-                generator = torch.Generator().manual_seed(NOISE_SEED)
-                points["pgd", steps, restarts] = pgd(vae, x, ball, noise, steps, restarts, generator)
-        with torch.no_grad():
-            values = {key: elbo(vae, point, noise) for key, point in points.items()}
-        for (attack, steps, restarts), value in values.items():
-            rows.append(
-                {
-                    "model": name,
-                    "attack": attack,
-                    "steps": steps,
-                    "restarts": restarts,
-                    "images": len(x),
-                    "elbo": value.mean().item(),
-                    "se": (value.std() / len(x) ** 0.5).item(),
-                    "worse_than_fgsm": int((value > values["fgsm", 1, 1]).sum()),
-                }
-            )
-    return pd.DataFrame(rows)
+    attacks = [("none", 0, 1), ("random", 0, 1), ("shift", 0, 1), ("fgsm", 1, 1)]
+    attacks += [("pgd", steps, restarts) for steps in size.strength_steps for restarts in size.strength_restarts]
+    works = [(cell, attack) for cell in cells(models, test, size.strength, [EPS]) for attack in attacks]
+    values = {
+        (cell.model, *attack): value
+        for (cell, attack), value in zip(works, in_parallel(_strength, works, name="attacks"), strict=True)
+    }
+    return pd.DataFrame(
+        {
+            "model": model,
+            "attack": attack,
+            "steps": steps,
+            "restarts": restarts,
+            "images": len(value),
+            "elbo": value.mean().item(),
+            "se": (value.std() / len(value) ** 0.5).item(),
+            "worse_than_fgsm": int((value > values[model, "fgsm", 1, 1]).sum()),
+        }
+        for (model, attack, steps, restarts), value in values.items()
+    )
+
+
+def _strength(work: tuple[Cell, tuple[str, int, int]]) -> Tensor:
+    """The ELBO where one attack ends, [images], in float64."""
+    cell, (attack, steps, restarts) = work
+    vae, x, noise, ball = cell.vae.in_float64(), cell.x.double(), cell.noise()[0].double(), cell.ball
+    generator = torch.Generator().manual_seed(NOISE_SEED)
+    if attack == "pgd":
+        point = pgd(vae, x, ball, noise, steps, restarts, generator)
+    elif attack == "fgsm":
+        point = fgsm(vae, x, ball, noise)
+    else:
+        point = {"none": x, "random": ball.sample(x, generator), "shift": ball.project(x + ball.eps, x)}[attack]
+    with torch.no_grad():
+        return elbo(vae, point, noise)
 
 
 def certified_config(dataset: str, profile: str) -> dict[str, Any]:
@@ -157,26 +179,28 @@ def certified_config(dataset: str, profile: str) -> dict[str, Any]:
 
 
 def certified_rows(models: Mapping[str, VAE], test: Dataset, profile: str) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Clean and certified ELBO of the test images at several noise draws.
+    """Clean and certified ELBO of the test images, at EPS for several noise draws.
 
     Returns one row per model and eps (means over images of each image's mean over draws, with their standard errors;
     `draw_sd` is the deviation of the certified mean from draw to draw), and one row per model and image at EPS.
     """
     size = SIZES[profile]
-    x = test.x[: size.certified]
+    every = cells(models, test, size.certified, EPS_GRID)
     summary, images = [], []
-    for name, vae in models.items():
-        noise = test_noise(len(x), vae.latent_dim, size.draws)
-        for eps in EPS_GRID:
-            rows = certify(vae, x, test.ball(eps), noise)
-            by_image = rows.groupby("index")[["clean", "log_likelihood", "kl", "certified"]].mean()
-            row = {"model": name, "eps": eps, "images": len(by_image), "draws": size.draws, **by_image.mean()}
-            row |= {f"{column}_se": by_image[column].sem() for column in ("clean", "certified")}
-            row["draw_sd"] = rows.groupby("draw")["certified"].mean().std()
-            summary.append(row)
-            if eps == EPS:
-                images.append(by_image.reset_index().assign(model=name))
+    for cell, rows in zip(every, in_parallel(partial(_certified, draws=size.draws), every, name="radii"), strict=True):
+        by_image = rows.groupby("index")[["clean", "log_likelihood", "kl", "certified"]].mean()
+        row = {"model": cell.model, "eps": cell.ball.eps, "images": len(by_image), "draws": rows["draw"].nunique()}
+        row |= dict(by_image.mean())
+        row |= {f"{column}_se": by_image[column].sem() for column in ("clean", "certified")}
+        row["draw_sd"] = rows.groupby("draw")["certified"].mean().std()
+        summary.append(row)
+        if cell.ball.eps == EPS:
+            images.append(by_image.reset_index().assign(model=cell.model))
     return pd.DataFrame(summary), pd.concat(images, ignore_index=True)
+
+
+def _certified(cell: Cell, draws: int) -> pd.DataFrame:
+    return certify(cell.vae, cell.x, cell.ball, cell.noise(draws if cell.ball.eps == EPS else 1))
 
 
 def looseness_config(dataset: str, profile: str) -> dict[str, Any]:

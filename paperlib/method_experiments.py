@@ -12,8 +12,9 @@ from paperlib.certify import certify
 from paperlib.data import Dataset
 from paperlib.elbo import Method, elbo, elbo_bounds
 from paperlib.expected import certify_expected
-from paperlib.experiments import EPS, EPS_GRID, NOISE_SEED, SIZES, models_config, test_noise
+from paperlib.experiments import EPS, EPS_GRID, NOISE_SEED, SIZES, Cell, cells, models_config, test_noise
 from paperlib.interval import Interval, LinfBall, layers
+from paperlib.parallel import in_parallel
 from paperlib.sound import sound_boxes
 from paperlib.vae import VAE
 
@@ -40,13 +41,9 @@ def methods_config(dataset: str, profile: str) -> dict[str, Any]:
 
 def method_rows(models: Mapping[str, VAE], test: Dataset, profile: str) -> pd.DataFrame:
     """One row for each model, radius and image that the attack's rows hold, at their noise draw: a column a method."""
-    x = test.x[: SIZES[profile].attacked]
-    frames = [
-        _by_method(vae, x, test.ball(eps)).assign(model=name, eps=eps)
-        for name, vae in models.items()
-        for eps in EPS_GRID[1:]
-    ]
-    return pd.concat(frames, ignore_index=True)
+    every = cells(models, test, SIZES[profile].attacked, EPS_GRID[1:])
+    found = zip(every, in_parallel(_by_method, every, name="radii"), strict=True)
+    return pd.concat([rows.assign(model=cell.model, eps=cell.ball.eps) for cell, rows in found], ignore_index=True)
 
 
 def linear_config(dataset: str, profile: str) -> dict[str, Any]:
@@ -61,22 +58,24 @@ def linear_config(dataset: str, profile: str) -> dict[str, Any]:
 
 def linear_rows(models: Mapping[str, VAE], test: Dataset, profile: str) -> pd.DataFrame:
     """Means over all certified images at one noise draw, with standard errors: a row for each model and radius."""
-    x = test.x[: SIZES[profile].certified]
+    every = [
+        cell
+        for cell in cells(models, test, SIZES[profile].certified, [EPS, VACUOUS])
+        if cell.ball.eps == EPS or cell.model == "VAE"
+    ]
     rows = []
-    for name, vae in models.items():
-        for eps in (EPS, VACUOUS) if name == "VAE" else (EPS,):
-            found = _by_method(vae, x, test.ball(eps)).drop(columns="index")
-            errors = found.sem().add_suffix("_se")
-            rows.append({"model": name, "eps": eps, "images": len(x), **found.mean(), **errors})
+    for cell, frame in zip(every, in_parallel(_by_method, every, name="models"), strict=True):
+        found = frame.drop(columns="index")
+        errors = found.sem().add_suffix("_se")
+        rows.append({"model": cell.model, "eps": cell.ball.eps, "images": len(found), **found.mean(), **errors})
     return pd.DataFrame(rows)
 
 
-def _by_method(vae: VAE, x: Tensor, ball: LinfBall) -> pd.DataFrame:
-    noise = test_noise(len(x), vae.latent_dim, draws=1)[0]
+def _by_method(cell: Cell) -> pd.DataFrame:
     found: dict[str, pd.Series] = {}
     for method in METHODS:
         steps = SEARCH if method == "crown" else 0
-        rows = certify(vae, x, ball, noise, method=method, steps=steps)
+        rows = certify(cell.vae, cell.x, cell.ball, cell.noise(), method=method, steps=steps)
         found[method] = rows["certified"]
     return pd.DataFrame({"index": rows["index"], "clean": rows["clean"], **found})
 
@@ -160,14 +159,14 @@ def expected_config(dataset: str, profile: str) -> dict[str, Any]:
 
 def expected_rows(models: Mapping[str, VAE], test: Dataset, profile: str) -> pd.DataFrame:
     """The worst expected ELBO of the first test images at EPS: rows of `certify_expected` for each proVAE and count."""
-    frames = []
-    for name, vae in models.items():
-        if name == "VAE":
-            continue  # at this radius its certificates say nothing
-        for samples in SAMPLES[profile]:
-            generator = torch.Generator().manual_seed(NOISE_SEED)
-            rows = certify_expected(
-                vae, test.x[:EXPECTED], test.ball(EPS), confidence=CONFIDENCE, samples=samples, generator=generator
-            )
-            frames.append(rows.assign(model=name))
-    return pd.concat(frames, ignore_index=True)
+    # at this radius the certificates of the plain VAE say nothing
+    robust = {name: vae for name, vae in models.items() if name != "VAE"}
+    works = [(cell, samples) for cell in cells(robust, test, EXPECTED, [EPS]) for samples in SAMPLES[profile]]
+    return pd.concat(in_parallel(_expected, works, name="expectations"), ignore_index=True)
+
+
+def _expected(work: tuple[Cell, int]) -> pd.DataFrame:
+    cell, samples = work
+    generator = torch.Generator().manual_seed(NOISE_SEED)
+    rows = certify_expected(cell.vae, cell.x, cell.ball, confidence=CONFIDENCE, samples=samples, generator=generator)
+    return rows.assign(model=cell.model)

@@ -35,35 +35,29 @@ def gaps(rows: pd.DataFrame, attacked: pd.DataFrame, caption: str) -> Figure:
 
 
 def front(rows: pd.DataFrame, caption: str) -> Figure:
-    """Certified and attacked against clean ELBO: small points are single seeds, lines join their means along kappa.
-
-    Models trained at a wider radius than the rest are hollow and stand apart from the line.
-    """
+    """Certified and attacked against clean ELBO: small points are single seeds, lines join their means along kappa."""
     figure, axes = panels(1, 2, height=2.9, sharex=True)
-    radius = rows["train_eps"].min()
     for axis, column, label in (
         (axes[0], "few_crown", "certified ELBO (nats)"),
         (axes[1], "few_attacked", "attacked ELBO (nats)"),
     ):
         for bound, part in rows.groupby("bound", sort=False):
             look = LOOK[str(bound)]
-            on_front = part["train_eps"] == radius
-            for chosen, style in ((on_front, {}), (~on_front, {"facecolors": "none"})):
-                seeds = part[chosen]
-                colors = {"edgecolors": look["color"], "facecolors": look["color"], **style}
-                axis.scatter(seeds["few_clean"], seeds[column], s=9, marker=look["marker"], alpha=0.5, lw=0.8, **colors)
-            mean = part[on_front].groupby("kappa")[["few_clean", column]].mean()
+            axis.scatter(
+                part["few_clean"], part[column], s=9, marker=look["marker"], alpha=0.5, lw=0.8, color=look["color"]
+            )
+            mean = part.groupby(["kappa", "train_eps"], as_index=False)[["few_clean", column]].mean()
             axis.plot(mean["few_clean"], mean[column], label=BOUNDS[str(bound)], lw=1.3, ms=0, **look)
-            for kappa, (clean, value) in mean.iterrows():
+            for point in mean.to_dict("records"):
                 axis.annotate(
-                    f"$\\kappa={kappa:g}$",
-                    (clean, value),
+                    f"$\\kappa={point['kappa']:g}$, {point['train_eps']:g}",
+                    (point["few_clean"], point[column]),
                     xytext=(-4, -9),
                     ha="right",
                     textcoords="offset points",
                     fontsize=6,
                 )
-        axis.margins(x=0.12)
+        axis.margins(x=0.16)
         axis.set_xlabel("clean ELBO (nats)")
         axis.set_ylabel(label)
     axes[0].legend(loc="lower left")

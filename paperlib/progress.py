@@ -15,13 +15,14 @@ class Progress:
     """
 
     every = 10.0  # seconds between plain lines
+    short = 2.0  # seconds of work that shows nothing
 
     def __init__(self, name: str, total: int):
         self._log = os.environ.get("PAPERLIB_LOG")
         self._name, self._total, self._done, self._note = name, total, 0, ""
         self._start = self._last = time.monotonic()
-        # short work shows no bar, so that a notebook's quick checks store none
-        self._bar = tqdm(total=total, desc=name, disable=self._log is not None, leave=False, delay=2)
+        # no bar for short work, so that a notebook's quick checks store none
+        self._bar = tqdm(total=total, desc=name, disable=self._log is not None, leave=False, delay=self.short)
 
     def step(self, count: int = 1, note: str = "") -> None:
         self._done += count
@@ -47,5 +48,5 @@ class Progress:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._bar.close()
-        if self._log and kind is None:
+        if self._log and kind is None and time.monotonic() - self._start > self.short:
             self._write()

@@ -100,9 +100,10 @@ def pull(form: Tensor, band: Band, settle: Settle = start) -> tuple[Tensor, Tens
         c' of the same shape, and the summands of d, to be added up over `shape`.
     """
     lower, upper = settle(band.lower), settle(band.upper)
-    positive = form.clamp(min=0)
-    negative = form - positive
-    return positive * lower.slope + negative * upper.slope, positive * lower.offset + negative * upper.offset
+    positive = form > 0
+    slope = torch.where(positive, lower.slope, upper.slope)
+    offset = torch.where(positive, lower.offset, upper.offset)
+    return form * slope, form * offset
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,16 @@
 """Where the results of a run are kept, and the one rule for them: made again, or loaded if made by exactly this."""
 
+import hashlib
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
 import pandas as pd
+import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -15,8 +18,9 @@ from paperlib.checkpoint import load, read_tensors, save, write_tensors
 from paperlib.config import ConfigMismatchError, TrainConfig
 from paperlib.data import checksum, resolve
 from paperlib.files import atomic
+from paperlib.parallel import cores, in_parallel
 from paperlib.rows import read_rows, write_rows
-from paperlib.train import train
+from paperlib.train import TrainResult, train
 from paperlib.vae import VAE
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -24,7 +28,32 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def home(profile: str, dataset: str) -> Path:
     """The folder that holds `figures/` and `notebooks/` of a run; the repository itself for full MNIST at full size."""
-    return ROOT if (profile, dataset) == ("paper", "mnist") else ROOT / "build" / f"{profile}-{dataset}"
+    return ROOT if (profile, dataset) == ("paper", "mnist") else work(profile, dataset)
+
+
+def work(profile: str, dataset: str) -> Path:
+    """The folder for all that a run leaves behind but its results."""
+    return ROOT / "build" / f"{profile}-{dataset}"
+
+
+def training_jobs() -> int:
+    """How many trainings at a time: one for each CPU core, and one alone where they would share a CUDA device."""
+    return 1 if torch.cuda.is_available() else cores()
+
+
+def _train(job: tuple[TrainConfig, Path]) -> tuple[TrainResult, float]:
+    start = perf_counter()
+    config, folder = job
+    result = train(config, folder=folder)
+    return result, round(perf_counter() - start, 1)
+
+
+@cache
+def _code() -> str:
+    found = hashlib.sha256(torch.__version__.encode())
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        found.update(path.read_bytes())
+    return found.hexdigest()[:12]
 
 
 @dataclass(frozen=True)
@@ -33,7 +62,8 @@ class Results:
 
     With `recompute` they are made and written; without, they are read and must be of the same configuration. The
     environment variable PAPERLIB_STAGE names a folder that is written to instead, and is read first: a runner
-    publishes it when the whole notebook has succeeded.
+    publishes it when the whole notebook has succeeded. What it holds was made by the same run before an interruption,
+    and is not made again.
     """
 
     profile: str
@@ -67,7 +97,7 @@ class Results:
     ) -> list[pd.DataFrame]:
         """The row files of these names, in order; `make` returns as many frames."""
         config = dict(config)
-        if self.recompute:
+        if self.recompute and not self._staged(*(f"{name}.csv" for name in names)):
             start = perf_counter()
             frames = make()
             seconds = round(perf_counter() - start, 1)
@@ -78,7 +108,7 @@ class Results:
     def tensors(self, name: str, config: Mapping[str, Any], make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
         """The tensors stored under this name: the small arrays behind a figure."""
         config = dict(config)
-        if self.recompute:
+        if self.recompute and not self._staged(f"{name}.safetensors"):
             write_tensors(self.target / "data" / f"{name}.safetensors", make(), {"config": config})
         path = self._find(f"{name}.safetensors")
         tensors, header = read_tensors(path)
@@ -86,15 +116,23 @@ class Results:
             raise ConfigMismatchError(path, header.get("config", {}), config)
         return tensors
 
-    def trained(self, name: str, config: TrainConfig) -> tuple[VAE, pd.DataFrame]:
-        """The trained model and its history, stored as `name.safetensors` and `name.csv`."""
+    def trained(self, configs: Mapping[str, TrainConfig]) -> dict[str, tuple[VAE, pd.DataFrame]]:
+        """The trained models and their histories by name, stored as `name.safetensors` and `name.csv`.
+
+        They are trained side by side, each in a folder of `runs`, so that an interrupted training goes on there.
+        """
         if self.recompute:
-            start = perf_counter()
-            result = train(config)
-            save(self.target / "data" / f"{name}.safetensors", result.vae, config)
-            seconds = round(perf_counter() - start, 1)
-            self._write_rows(name, result.history, config.as_dict(), seconds, config.dataset)
-        return self.model(name, config), read_rows(self._find(f"{name}.csv"), config.as_dict())
+            missing = {name: config for name, config in configs.items() if not self._staged(f"{name}.csv")}
+            works = [(config, self.runs / config.digest) for config in missing.values()]
+            for (name, config), (result, seconds) in zip(
+                missing.items(), in_parallel(_train, works, jobs=training_jobs(), name="models"), strict=True
+            ):
+                save(self.target / "data" / f"{name}.safetensors", result.vae, config)
+                self._write_rows(name, result.history, config.as_dict(), seconds, config.dataset)
+        return {
+            name: (self.model(name, config), read_rows(self._find(f"{name}.csv"), config.as_dict()))
+            for name, config in configs.items()
+        }
 
     def model(self, name: str, config: TrainConfig) -> VAE:
         """A model that an earlier notebook trained with this configuration."""
@@ -115,6 +153,14 @@ class Results:
     def _write_rows(self, name: str, frame: pd.DataFrame, config: dict[str, Any], seconds: float, dataset: str) -> None:
         header = {"dataset": dataset, "checksum": checksum(dataset), "seconds": seconds}
         write_rows(self.target / "data" / f"{name}.csv", frame, config, **header)
+
+    @property
+    def runs(self) -> Path:
+        """The folder of all training runs by the same code, which is that of a run before an interruption."""
+        return work(self.profile, self.dataset) / "runs" / _code()
+
+    def _staged(self, *files: str) -> bool:
+        return bool(os.environ.get("PAPERLIB_STAGE")) and all((self.target / "data" / file).is_file() for file in files)
 
     def _find(self, file: str) -> Path:
         places = [self.target / "data" / file, home(self.profile, self.dataset) / "figures" / "data" / file]

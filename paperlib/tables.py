@@ -104,6 +104,7 @@ def front(rows: pd.DataFrame) -> pd.DataFrame:
                 "trained on": bound,
                 "training radius": f"{eps:g}",
                 "kappa": f"{kappa:g}",
+                "steps": f"{part['steps'].iloc[0]:,}",
                 "clean": _over_seeds(part["clean"], "{:.1f}".format),
                 "certified: intervals": _over_seeds(part["ibp"], rounded_down),
                 "CROWN-IBP": _over_seeds(part["crown_ibp"], rounded_down),

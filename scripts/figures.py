@@ -1,8 +1,9 @@
 """Every figure is made from the data by its notebook, and nothing is published unless the whole notebook succeeded.
 
 `python -m scripts.figures` runs the notebooks in the order of their needs, each in a process of its own, and publishes
-rows, figures and the executed notebook of each as soon as it is done. What is already made from the same sources, the
-same data and the same earlier results is not made again. An interrupt loses only the notebook at work.
+rows, figures and the executed notebook of each as soon as it is done. What is made from the same sources, the same data
+and the same earlier results is not made again, neither by a run that was interrupted before: its finished rows wait in
+the stage, and its trainings go on from their last epoch.
 """
 
 import fcntl
@@ -21,6 +22,7 @@ from typing import Any, Literal
 import tyro
 
 from paperlib.data import DataError, checksum, data_root, resolve
+from paperlib.parallel import cores
 from paperlib.results import ROOT, home
 from scripts.nbfile import NotebookError
 from scripts.plan import Notebook, discover, fingerprint, outdated, plan
@@ -45,10 +47,9 @@ class Options:
 
 
 def make(site: Site, notebook: Notebook, mark: str, *, redraw: bool) -> dict[str, Any]:
-    """Run one notebook into an empty stage, check what it made, publish it; returns its seconds and peak memory."""
+    """Run one notebook into its stage, check what it made, publish it; returns its seconds and peak memory."""
     stage = site.work / "stage"
-    shutil.rmtree(stage, ignore_errors=True)
-    (stage / "figures" / "data").mkdir(parents=True)
+    continued = prepare(stage, "redraw" if redraw else mark)
     path = os.pathsep.join(filter(None, (str(site.root), os.environ.get("PYTHONPATH"))))  # this checkout's paperlib
     job = {
         "source": str(notebook.path),
@@ -56,8 +57,14 @@ def make(site: Site, notebook: Notebook, mark: str, *, redraw: bool) -> dict[str
         "failed": str(site.root / "build" / "failed"),
         "log": str(site.work / "log.txt"),
         "parameters": {"profile": site.profile, "dataset": site.dataset, "recompute": not redraw},
-        # the kernel works in another folder: a relative root of the data would point elsewhere
-        "env": {"PAPERLIB_STAGE": str(stage), "PYTHONPATH": path, "PAPERLIB_DATA": str(data_root().resolve())},
+        "env": {
+            "PAPERLIB_STAGE": str(stage),
+            "PYTHONPATH": path,
+            # the kernel works in another folder: a relative root of the data would point elsewhere
+            "PAPERLIB_DATA": str(data_root().resolve()),
+            # A thread for each process: a machine with more cores makes the same bytes.
+            "OMP_NUM_THREADS": "1",
+        },
         "timeout": CELL_SECONDS,
         "keep_injected": not site.committed,  # elsewhere the notebook's own defaults would tell of other results
     }
@@ -69,16 +76,31 @@ def make(site: Site, notebook: Notebook, mark: str, *, redraw: bool) -> dict[str
     with uninterrupted():  # an interrupt after the work is done shall not lose it
         before = published(stage, site.home)
         files = publish(stage, site.home)
-        if not redraw:
+        if not redraw and continued:
+            print("what it cost is not recorded, as a part of it was made before an interruption", flush=True)
+        elif not redraw:
             entry = {"notebook": notebook.path.stem, "cores": cores(), **{k: round(v, 2) for k, v in report.items()}}
             record(site, notebook.number, entry, changed=files != before)
+        if not redraw:
             write_json(site.stamp(notebook.number), {"fingerprint": mark, "files": files})
         elif stamp:
             write_json(site.stamp(notebook.number), {**stamp, "files": {**stamp["files"], **files}})
     for name in sorted(set(stamp.get("files", {})) - set(files)) if not redraw else ():
         print(f"note: {name} is no longer made by {notebook.number}; remove it if nothing else needs it")
-    shutil.rmtree(stage, ignore_errors=True)
+    for folder in (stage, site.work / "runs"):
+        shutil.rmtree(folder, ignore_errors=True)
     return report
+
+
+def prepare(stage: Path, mark: str) -> bool:
+    """Leave the stage as an interrupted run of the same mark left it, True, or empty, False."""
+    note = stage / ".mark"
+    if note.is_file() and note.read_text() == mark:
+        return True
+    shutil.rmtree(stage, ignore_errors=True)
+    (stage / "figures" / "data").mkdir(parents=True)
+    note.write_text(mark)
+    return False
 
 
 def check_figures(stage: Path, notebook: Notebook) -> None:
@@ -114,10 +136,6 @@ def in_child(job: dict[str, Any], name: str) -> dict[str, Any]:
     if "error" in report:
         raise NotebookError(report["error"])
     return report
-
-
-def cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @contextmanager

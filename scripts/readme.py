@@ -19,6 +19,7 @@ from paperlib.front_experiments import released_models
 from paperlib.results import ROOT
 from paperlib.rows import read_header, read_rows
 from paperlib.tables import by_method, front, headline, markdown, rounded_down
+from scripts.bench_report import ratio_table, step_table
 from scripts.plan import Notebook
 
 PAGES = ("README.md", "figures/data/README.md")
@@ -67,13 +68,23 @@ def front_block() -> str:
     """Training on either bound: means over the seeds."""
     path = DATA / "05_front.csv"
     header = read_header(path)["config"]
-    steps = {config["steps"] for config in header["models"]}
     note = (
         f"Means of {len({config['seed'] for config in header['models']})} seeds [lowest, highest], in nats, over "
-        f"{header['images']:,} test images at radius {header['eps']} and one noise draw; each model trained for "
-        f"{'/'.join(f'{count:,}' for count in steps)} steps. Certificates are rounded down."
+        f"{header['images']:,} test images at radius {header['eps']} and one noise draw. Certificates are rounded down."
     )
     return f"{markdown(front(read_rows(path)))}\n\n{note}"
+
+
+def cost_block() -> str:
+    """What steps and certificates cost: ratios beside their targets, and where the time of a step goes."""
+    rows, header = read_rows(DATA / "00_cost.csv"), read_header(DATA / "00_cost.csv")
+    steps = step_table(rows, read_rows(DATA / "00_profile.csv"))
+    note = (
+        f"Measured with `make bench` on {header['processor']} (torch threads: {header['threads']}): medians over "
+        f"{rows['round'].nunique()} rounds in which all take turns, of untrained networks. The shares of a step's time "
+        "are the profiler's."
+    )
+    return f"{markdown(ratio_table(rows))}\n\n{markdown(steps)}\n\n{note}"
 
 
 def _clean(certified: pd.DataFrame, model: str) -> str:
@@ -129,6 +140,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "reading": reading_block,
     "methods": methods_block,
     "front": front_block,
+    "cost": cost_block,
     "map": map_block,
     "checkpoints": checkpoints_block,
 }

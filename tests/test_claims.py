@@ -218,19 +218,19 @@ def test_the_price_of_rigour_for_an_expectation_falls_with_the_draws() -> None:
 
 @pytest.mark.parametrize(
     ("kappa", "column", "floor"),
-    [(0.5, "clean", -158), (0.5, "crown_ibp", -356), (0.0, "clean", -202), (0.0, "crown_ibp", -343)],
+    [(0.5, "clean", -158), (0.5, "crown_ibp", -356), (0.0, "clean", -200), (0.0, "crown_ibp", -343)],
 )
 def test_the_front_keeps_its_floors_over_three_seeds(
     tighter: pd.DataFrame, kappa: float, column: str, floor: float
 ) -> None:
-    part = tighter[(tighter["bound"] == "crown-ibp") & (tighter["kappa"] == kappa) & (tighter["train_eps"] == EPS)]
+    part = tighter[(tighter["bound"] == "crown-ibp") & (tighter["kappa"] == kappa)]
     assert part["seed"].tolist() == [0, 1, 2]
     assert part[column].mean() >= floor
 
 
 @pytest.mark.parametrize("kappa", [0.0, 0.5, 0.75])
 def test_training_on_the_linear_bound_pays_ten_nats_for_no_certificate(tighter: pd.DataFrame, kappa: float) -> None:
-    part = tighter[(tighter["kappa"] == kappa) & (tighter["train_eps"] == EPS)]
+    part = tighter[tighter["kappa"] == kappa]
     mean = part.groupby("bound")[["clean", "crown_ibp", "few_crown"]].mean()
     assert mean.loc["crown-ibp", "clean"] > mean.loc["ibp", "clean"] + 10
     for column in ("crown_ibp", "few_crown"):
@@ -280,7 +280,7 @@ def test_each_promised_figure_is_committed_as_png_and_pdf(name: str) -> None:
 
 def test_no_figure_lies_about_without_a_notebook() -> None:
     found = {path.stem for kind in ("png", "pdf") for path in (ROOT / "figures").glob(f"*.{kind}")}
-    assert found == set(promised())
+    assert found == {*promised(), "00_cost"}  # by make bench
 
 
 def test_the_sandwichs_picture_shows_every_committed_point(certified: pd.DataFrame, attacked: pd.DataFrame) -> None:

@@ -170,7 +170,7 @@ def pretend(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         figure = {"01": "01_a", "02": "02_b"}[name[:2]]
         code = DRAW.replace("NAME", figure).replace('os.environ["PAPERLIB_STAGE"]', "stage")
         exec(code, {"stage": job["env"]["PAPERLIB_STAGE"], **job["parameters"]})
-        Path(job["target"]).parent.mkdir()
+        Path(job["target"]).parent.mkdir(exist_ok=True)
         shutil.copyfile(job["source"], job["target"])
         return {"seconds": 1.0, "peak_gib": 0.5}
 
@@ -200,6 +200,36 @@ def test_figures_are_made_once(site: Site, capsys: pytest.CaptureFixture[str]) -
     assert "peak GiB" in capsys.readouterr().out
     assert snapshot(site.root) == made  # the measured seconds, too, are still those of the first run
     assert no_leftovers(site.root) and not (site.work / "stage").exists()
+
+
+def test_an_interrupted_run_finds_its_finished_rows_again(
+    site: Site, pretend: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole, found = command.in_child, []
+
+    def interrupted(job: dict[str, Any], name: str) -> dict[str, Any]:
+        row = Path(job["env"]["PAPERLIB_STAGE"]) / "figures" / "data" / "01_row.csv"
+        found.append(row.exists())
+        row.write_text("a,b\n")
+        (site.work / "runs" / "digest").mkdir(parents=True, exist_ok=True)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command, "in_child", interrupted)
+    before = snapshot(site.root)
+    for options in (Options(), Options(), Options(force=True)):
+        with pytest.raises(KeyboardInterrupt):
+            figures(site, options)
+    assert found == [False, True, True] and snapshot(site.root) == before
+    (site.root / "paperlib" / "elbo.py").write_text("one = 2\n")
+    with pytest.raises(KeyboardInterrupt):
+        figures(site, Options())
+    assert found[3:] == [False], "rows of other code were kept"
+
+    monkeypatch.setattr(command, "in_child", whole)
+    figures(site, Options())
+    assert "is not recorded" in capsys.readouterr().out and read_json(site.home / RUNS).keys() == {"02"}
+    assert (site.home / "figures" / "data" / "01_row.csv").exists()
+    assert not (site.work / "stage").exists() and not (site.work / "runs").exists()
 
 
 def test_every_cause_makes_it_run_again(site: Site, pretend: list[str]) -> None:

@@ -14,7 +14,7 @@ from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from paperlib import method_plots, plots, toy_plots
+from paperlib import cost_plots, method_plots, plots, toy_plots
 
 NAMES = ["VAE", "proVAE kappa=0", "proVAE kappa=0.5"]
 SHOWN = ["VAE", "proVAE $\\kappa=0$", "proVAE $\\kappa=0.5$"]
@@ -140,17 +140,40 @@ def method_rows() -> pd.DataFrame:
     return rows[["model", "eps", "index"]].assign(**certified)[rows["eps"] > 0]
 
 
-def front_rows(wider: bool = True) -> pd.DataFrame:
-    points = [(0.0, 0.1), (0.5, 0.1), (0.75, 0.1), (0.75, 0.12)]
+def front_rows() -> pd.DataFrame:
+    points = [(0.0, 0.095), (0.5, 0.1), (0.75, 0.12)]
     rows = [
         {"bound": bound, "kappa": kappa, "train_eps": eps, "seed": seed}
         | {"few_clean": -200.0 + 60 * kappa + 9 * (bound == "crown-ibp") + seed - 100 * (eps - 0.1)}
         | {"few_crown": -350.0 - 9 * kappa - seed, "few_attacked": -335.0 - 6 * kappa + seed}
         for bound in ("ibp", "crown-ibp")
-        for kappa, eps in points[: 4 if wider else 3]
+        for kappa, eps in points
         for seed in range(3)
     ]
     return pd.DataFrame(rows)
+
+
+def cost_rows() -> pd.DataFrame:
+    """Three rounds, of which the second is slower in all; a step's products are half of it."""
+    steps = {("step", name): 0.01 * (1 + k) for k, name in enumerate(cost_plots.STEPS)}
+    bare = {("products", name): second / 2 for (_, name), second in steps.items() if not name.startswith("conv")}
+    images = {("image", name): 1e-4 * 3**k for k, name in enumerate(cost_plots.IMAGES)}
+    return pd.DataFrame(
+        {"kind": kind, "name": name, "round": number, "seconds": seconds * slower}
+        for number, slower in enumerate((1, 5, 1))
+        for (kind, name), seconds in {**steps, **bare, **images}.items()
+    )
+
+
+def cost_targets() -> pd.DataFrame:
+    targets = [
+        (("step", "proVAE kappa=0"), ("step", "VAE"), 2.3),
+        (("step", "proVAE kappa=0"), ("products", "proVAE kappa=0"), 1.6),
+        (("step", "conv proVAE kappa=0"), ("step", "conv VAE"), 3.0),
+        (("image", "crown-ibp"), ("image", "ibp"), 2.5),
+        (("image", "crown"), None, 10.0),
+    ]
+    return pd.DataFrame([{"of": of, "against": against, "most": most} for of, against, most in targets])
 
 
 DIGITS = torch.rand(3, 784, generator=torch.Generator().manual_seed(0))
@@ -169,6 +192,7 @@ FIGURES: dict[str, Any] = {
     "box_growth": lambda: toy_plots.box_growth(growth(), CAPTION),
     "gaps": lambda: method_plots.gaps(method_rows(), attacked_rows(), CAPTION),
     "front": lambda: method_plots.front(front_rows(), CAPTION),
+    "cost": lambda: cost_plots.cost(cost_rows(), cost_targets(), CAPTION),
 }
 PICTURES = {"digit_grid", "attacked_digits", "landscapes"}
 
@@ -176,7 +200,7 @@ PICTURES = {"digit_grid", "attacked_digits", "landscapes"}
 def test_every_figure_is_tried_here() -> None:
     drawn = {
         name
-        for module in (plots, toy_plots, method_plots)
+        for module in (plots, toy_plots, method_plots, cost_plots)
         for name, thing in vars(module).items()
         if callable(thing) and getattr(thing, "__annotations__", {}).get("return") is Figure
     }
@@ -210,7 +234,7 @@ def test_a_long_caption_is_wrapped_and_not_cut(name: str, monkeypatch: pytest.Mo
 def test_each_axis_says_what_it_shows_in_which_unit(name: str) -> None:
     figure = FIGURES[name]()
     labels = {label for axis in figure.axes for label in (axis.get_xlabel(), axis.get_ylabel())} - {""}
-    units = ("nats", "pixels", "step", "share", "width", "x_")
+    units = ("nats", "pixels", "step", "share", "width", "x_", "ms")
     assert labels and all(any(unit in label for unit in units) for label in labels), labels
     assert figure.axes[0].get_ylabel()
 
@@ -225,6 +249,7 @@ def test_no_legend_is_missing(name: str) -> None:
         "box_growth": {"VAE, box", "VAE, exact", "proVAE, box", "proVAE, exact"},
         "gaps": set(METHODS.values()),
         "front": {"trained on intervals", "trained on the linear bound"},
+        "cost": {"target", "all of the step", "its bare matrix products"},
     }.get(name, set(SHOWN))
     assert sorted(legend_texts(figure)) == sorted(expected)
 
@@ -430,15 +455,6 @@ def test_gaps_pair_each_certificate_with_the_attack_on_its_own_image() -> None:
         np.testing.assert_allclose(line.get_ydata(), gap * 1.25)  # images 0 to 5
 
 
-def seeds_of(axis: Axes, bound: str) -> dict[bool, list[list[float]]]:
-    """The small points of a bound, by whether they are filled."""
-    color = to_rgb(method_plots.LOOK[bound]["color"])
-    found = [
-        dots for dots in axis.collections if len(dots.get_edgecolors()) and to_rgb(dots.get_edgecolors()[0]) == color
-    ]
-    return {len(dots.get_facecolors()) > 0: np.asarray(dots.get_offsets()).tolist() for dots in found}
-
-
 def test_the_front_shows_each_seed_and_joins_means_along_kappa() -> None:
     rows = front_rows()
     figure = method_plots.front(rows, CAPTION)
@@ -447,25 +463,43 @@ def test_the_front_shows_each_seed_and_joins_means_along_kappa() -> None:
     for axis, column in zip(figure.axes, ("few_crown", "few_attacked"), strict=True):
         drawn = {line.get_label(): xy(line) for line in axis.get_lines()}
         assert list(drawn) == list(method_plots.BOUNDS.values())
-        for bound, label in method_plots.BOUNDS.items():
+        for (bound, label), points in zip(method_plots.BOUNDS.items(), axis.collections, strict=True):
             part = rows[rows["bound"] == bound]
-            on_line = part[part["train_eps"] == 0.1]
-            means = on_line.groupby("kappa")[["few_clean", column]].mean()
+            means = part.groupby(["kappa", "train_eps"])[["few_clean", column]].mean()
             np.testing.assert_allclose(drawn[label], means)
-            points = seeds_of(axis, bound)
-            np.testing.assert_allclose(points[True], on_line[["few_clean", column]])
-            np.testing.assert_allclose(points[False], part.loc[part["train_eps"] > 0.1, ["few_clean", column]])
+            np.testing.assert_allclose(points.get_offsets(), part[["few_clean", column]])
             texts = {tuple(text.xy): text.get_text() for text in axis.texts}
-            for kappa, point in zip(means.index, means.to_numpy().tolist(), strict=True):
-                assert texts[tuple(point)] == f"$\\kappa={kappa:g}$"
+            for (kappa, radius), point in zip(means.index, means.to_numpy().tolist(), strict=True):
+                assert texts[tuple(point)] == f"$\\kappa={kappa:g}$, {radius:g}"
 
 
-def test_a_front_of_one_radius_has_no_hollow_points() -> None:
-    rows = front_rows(wider=False)
-    for axis in method_plots.front(rows, CAPTION).axes:
-        for bound in method_plots.BOUNDS:
-            points = seeds_of(axis, bound)
-            assert len(points[True]) == 9 and not points.get(False)
+def test_costs_are_bars_in_plain_steps_with_their_products_inside_and_dots_in_milliseconds() -> None:
+    steps, images = cost_plots.cost(cost_rows(), cost_targets(), CAPTION).axes
+    names = list(cost_plots.STEPS)
+    assert [text.get_text() for text in steps.get_yticklabels()] == list(cost_plots.STEPS.values())
+    assert [text.get_text() for text in images.get_yticklabels()] == list(cost_plots.IMAGES.values())
+    height = dict(zip(names, steps.get_yticks(), strict=True))
+    drawn = {
+        (bar.get_label(), round(patch.get_y() + patch.get_height() / 2, 6)): patch.get_width()
+        for bar in steps.containers
+        for patch in bar.patches
+    }
+    relative = {name: 1.0 + k for k, name in enumerate(names[:5])} | {"conv VAE": 1.0, "conv proVAE kappa=0": 7 / 6}
+    expected = {("all of the step", height[name]): value for name, value in relative.items()}
+    expected |= {("its bare matrix products", height[name]): relative[name] / 2 for name in names[:5]}
+    assert drawn == pytest.approx(expected)
+    marks = [xy(line) for line in steps.get_lines() if line.get_label() == "target"]
+    robust, conv = height["proVAE kappa=0"], height["conv proVAE kappa=0"]
+    assert marks == [[[pytest.approx(x), y]] for x, y in ((2.3, robust), (1.6, robust), (3.0, conv))]
+
+    assert images.get_xscale() == "log"
+    dots = [xy(line) for line in images.get_lines() if line.get_marker() == "o"]
+    assert dots == [[[pytest.approx(0.1 * 3**k), k]] for k in range(5)]
+    marks = [xy(line) for line in images.get_lines() if line.get_label() == "target"]
+    assert marks == [[[pytest.approx(2.5 * 0.9), 3]], [[pytest.approx(10.0), 4]]]
+    for axis in (steps, images):
+        low, high = axis.get_xlim()
+        assert all(low <= x <= high for line in axis.get_lines() for x in line.get_xdata())
 
 
 @pytest.mark.parametrize("name", FIGURES)

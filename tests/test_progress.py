@@ -12,6 +12,7 @@ from paperlib.progress import Progress
 def log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     path = tmp_path / "log.txt"
     monkeypatch.setenv("PAPERLIB_LOG", str(path))
+    monkeypatch.setattr(Progress, "short", -1.0)  # no work is too short to show
     return path
 
 
@@ -62,6 +63,13 @@ def test_short_work_shows_no_bar(monkeypatch: pytest.MonkeyPatch, capfd: pytest.
             progress.step(note="clean -1.0")
     out, err = capfd.readouterr()
     assert out == "" and "quick" not in err
+
+
+def test_short_work_writes_no_line(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Progress, "short", 60.0)
+    with Progress("quick", 5) as progress:
+        progress.step(5)
+    assert not log.exists()
 
 
 def test_no_work_at_all_is_no_error(log: Path) -> None:

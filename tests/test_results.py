@@ -26,6 +26,7 @@ ROWS = pd.DataFrame({"eps": [0.0, 0.1], "certified": [-100.0, -1 / 3]})
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The repository is out of reach of every test, and so are a runner's stage and log."""
     monkeypatch.setattr(module, "ROOT", tmp_path)
+    monkeypatch.setattr(module, "in_parallel", lambda task, items, **_: [task(item) for item in items])
     monkeypatch.delenv("PAPERLIB_STAGE", raising=False)
     return tmp_path
 
@@ -43,7 +44,9 @@ def read() -> Results:
 
 
 def files(root: Path) -> set[str]:
-    return {path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file()}
+    """All files but those of training runs."""
+    names = {path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file()}
+    return {name for name in names if "/runs/" not in name}
 
 
 def draw() -> Figure:
@@ -143,9 +146,9 @@ def test_tensors_are_made_once_and_then_loaded(root: Path) -> None:
 
 
 def test_a_model_and_its_history_are_trained_once_and_then_loaded(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    vae, history = make().trained("01_m", CONFIG)
+    vae, history = make().trained({"01_m": CONFIG})["01_m"]
     monkeypatch.setattr(module, "train", refuse)
-    again, loaded = read().trained("01_m", CONFIG)
+    again, loaded = read().trained({"01_m": CONFIG})["01_m"]
     pd.testing.assert_frame_equal(history, loaded, check_exact=True)
     for other in (again, read().model("01_m", CONFIG)):
         weights = zip(vae.parameters(), other.parameters(), strict=True)
@@ -154,7 +157,7 @@ def test_a_model_and_its_history_are_trained_once_and_then_loaded(root: Path, mo
 
 
 def test_a_toy_model_says_that_it_was_trained_on_the_toy_set() -> None:
-    make().trained("01_m", CONFIG)
+    make().trained({"01_m": CONFIG})
     header = read_header(make().target / "data" / "01_m.csv")
     assert header["config"]["dataset"] == "two-moons"
     assert (header["dataset"], header["checksum"]) == ("two-moons", checksum("two-moons"))
@@ -177,7 +180,7 @@ def load_model() -> object:
 
 
 def load_trained() -> object:
-    return read().trained("01_m", replace(CONFIG, eps=0.2))
+    return read().trained({"01_m": replace(CONFIG, eps=0.2)})
 
 
 LOADERS = [load_rows, load_earlier, load_tensors, load_model, load_trained]
@@ -187,7 +190,7 @@ LOADERS = [load_rows, load_earlier, load_tensors, load_model, load_trained]
 def test_what_another_configuration_made_is_refused(loader: Any) -> None:
     make().rows("04_x", config={"eps": 0.1}, make=lambda: (ROWS,))
     make().tensors("02_t", {"eps": 0.1}, lambda: {"x": torch.zeros(1)})
-    make().trained("01_m", CONFIG)
+    make().trained({"01_m": CONFIG})
     with pytest.raises(ConfigMismatchError, match=r"eps: found 0.1, wanted 0.2"):
         loader()
 
@@ -224,6 +227,48 @@ def test_a_stage_is_written_to_instead_and_read_first(
     pd.testing.assert_frame_equal(read().earlier("04_y", {}), ROWS)
 
 
+def test_what_a_stage_holds_already_is_not_made_again(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PAPERLIB_STAGE", str(tmp_path_factory.mktemp("stage")))
+    tensors = {"x": torch.rand(2)}
+    make().rows("04_x", config={"eps": 0.1}, make=lambda: (ROWS,))
+    make().tensors("02_t", {}, lambda: tensors)
+    _, history = make().trained({"01_m": CONFIG})["01_m"]
+    monkeypatch.setattr(module, "train", refuse)
+    (rows,) = make().rows("04_x", config={"eps": 0.1}, make=refuse)
+    pd.testing.assert_frame_equal(rows, ROWS)
+    assert torch.equal(make().tensors("02_t", {}, refuse)["x"], tensors["x"])
+    pd.testing.assert_frame_equal(make().trained({"01_m": CONFIG})["01_m"][1], history, check_exact=True)
+    with pytest.raises(ConfigMismatchError):
+        make().rows("04_x", config={"eps": 0.2}, make=refuse)
+
+
+def test_half_of_a_result_in_the_stage_is_made_again(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PAPERLIB_STAGE", str(tmp_path_factory.mktemp("stage")))
+    make().rows("04_x", "04_y", config={}, make=lambda: (ROWS, ROWS))
+    (make().target / "data" / "04_y.csv").unlink()
+    other = ROWS.assign(eps=5.0)
+    for found in make().rows("04_x", "04_y", config={}, make=lambda: (other, other)):
+        pd.testing.assert_frame_equal(found, other)
+
+
+def test_an_interrupted_training_goes_on_in_its_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    folders = []
+
+    def train(config: TrainConfig, *, folder: Path) -> NoReturn:
+        folders.append(folder)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "train", train)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            make().trained({"01_m": CONFIG})
+    assert folders == [make().runs / CONFIG.digest] * 2
+
+
 def test_a_figure_is_written_as_png_and_pdf_with_the_same_bytes_each_time(root: Path) -> None:
     make().figure(draw(), "04_f")
     folder = root / "build" / "smoke-mnist5k" / "figures"
@@ -239,11 +284,11 @@ def test_a_figure_is_written_as_png_and_pdf_with_the_same_bytes_each_time(root: 
 
 def test_reading_writes_nothing(root: Path) -> None:
     make().rows("04_x", config={}, make=lambda: (ROWS,))
-    make().trained("01_m", CONFIG)
+    make().trained({"01_m": CONFIG})
     before = {name: ((root / name).read_bytes(), (root / name).stat().st_mtime_ns) for name in files(root)}
     results = read()
     results.rows("04_x", config={}, make=refuse)
-    results.trained("01_m", CONFIG)
+    results.trained({"01_m": CONFIG})
     results.figure(draw(), "04_f")
     assert {name: ((root / name).read_bytes(), (root / name).stat().st_mtime_ns) for name in files(root)} == before
 

@@ -200,7 +200,8 @@ def test_the_table_of_expectations_is_of_means_over_the_images_for_each_number_o
 def test_the_front_has_means_over_the_seeds_with_the_lowest_and_the_highest() -> None:
     rows = pd.DataFrame(
         [
-            {"bound": bound, "kappa": kappa, "train_eps": eps, "seed": seed, "clean": -160.0 + 2 * (seed - 1)}
+            {"bound": bound, "kappa": kappa, "train_eps": eps, "steps": 2_300, "seed": seed}
+            | {"clean": -160.0 + 2 * (seed - 1)}
             | {"ibp": -370.01 + seed, "crown_ibp": -355.01 + seed, "kl": 18.0 + seed}
             for bound, kappa, eps in [("ibp", 0.0, 0.1), ("ibp", 0.75, 0.12), ("crown-ibp", 0.0, 0.1)]
             for seed in range(3)
@@ -213,9 +214,9 @@ def test_the_front_has_means_over_the_seeds_with_the_lowest_and_the_highest() ->
         "KL": "19.0 [18.0, 20.0]",
     }
     assert tables.front(rows).to_dict("records") == [
-        {"trained on": "ibp", "training radius": "0.1", "kappa": "0"} | common,
-        {"trained on": "ibp", "training radius": "0.12", "kappa": "0.75"} | common,
-        {"trained on": "crown-ibp", "training radius": "0.1", "kappa": "0"} | common,
+        {"trained on": "ibp", "training radius": "0.1", "kappa": "0", "steps": "2,300"} | common,
+        {"trained on": "ibp", "training radius": "0.12", "kappa": "0.75", "steps": "2,300"} | common,
+        {"trained on": "crown-ibp", "training radius": "0.1", "kappa": "0", "steps": "2,300"} | common,
     ]
 
 
