@@ -56,6 +56,8 @@ def pgd(
         raise ValueError(f"an attack needs at least one step and one restart, got steps={steps}, restarts={restarts}")
     check_inputs(vae, x, noise)
     objective = _elbo_of(vae, x, noise, target)
+    if ball.eps == 0:
+        return ball.project(x, x)
     best, least = descend(objective, x, ball, x, steps)
     shifted = ball.project(x + ball.eps, x)
     best, least = _better(best, least, shifted, objective(shifted))

@@ -11,6 +11,7 @@ from time import perf_counter
 from typing import Annotated, Any, NoReturn, get_origin
 
 import pandas as pd
+import torch
 import tyro
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
@@ -91,7 +92,7 @@ class Measure(Command):
     draws: int = 1
     """Noise draws of each image."""
     noise_seed: int = 1
-    """Draw d has the seed noise_seed + d."""
+    """Draw d has the seed noise_seed + d, random starts of an attack have noise_seed."""
     target: Target | None = None
     """The likelihood of the perturbed image itself, or of the clean one; as in training if not given."""
     dataset: str | None = None
@@ -116,8 +117,9 @@ class Measure(Command):
             noise = noise_draws(len(x), vae.latent_dim, self.draws, self.noise_seed).to(device)
             _say(f"{config.digest}: {kind} at eps {self.eps:g}, {len(x):,} test images of {test.name}")
             start = perf_counter()
-            ball = test.ball(self.eps)
-            rows = certify(vae.to(device), x, ball, noise, attack=attack, target=target, memory=self.memory, **how)
+            seeded = attack and {**attack, "generator": torch.Generator().manual_seed(self.noise_seed)}
+            ball, vae = test.ball(self.eps), vae.to(device)
+            rows = certify(vae, x, ball, noise, attack=seeded, target=target, memory=self.memory, **how)
             settings = {
                 "model": config.as_dict(),
                 "weights": hashlib.sha256(self.model.read_bytes()).hexdigest(),
@@ -176,7 +178,9 @@ SHAPES = {each.name for each in fields(TrainConfig) if get_origin(each.type) is 
 
 def _axis(of: Field[Any]) -> tuple[str, Any, Any]:
     """The flag that takes several values of a field, or one shape, which has several numbers already."""
-    return (of.name, of.type, of.default) if of.name in SHAPES else (of.name, tuple[of.type, ...], (of.default,))  # type: ignore[name-defined]
+    if of.name in SHAPES:
+        return of.name, of.type, of.default
+    return of.name, tuple[of.type, ...], (of.default,)  # type: ignore[name-defined]
 
 
 Grid = make_dataclass("Grid", map(_axis, fields(TrainConfig)), frozen=True)

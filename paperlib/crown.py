@@ -153,8 +153,9 @@ def _search(minimum: Callable[[Settle], Tensor], steps: int) -> Tensor:
 def _minimum(relaxed: Relaxed, sign: float, fit: Plane | Choice[Plane], settle: Settle) -> Tensor:
     # minimum over the box of  sign * ELBO,  where sign * log p  >=  sign * fit
     known, plane = relaxed.known, settle(fit)
-    constant = _per_example(sign * plane.offset)
-    latent, constant = _pull_back(relaxed.decoder, sign * plane.output_slope, constant, settle)
+    constant = sign * _per_example(plane.offset)
+    output_slope, of_target = (slope if sign > 0 else -slope for slope in (plane.output_slope, plane.target_slope))
+    latent, constant = _pull_back(relaxed.decoder, output_slope, constant, settle)
 
     # latent = mean + scale * noise, and the KL adds its own terms in mean and log_var
     unit = torch.full_like(latent, sign)
@@ -168,7 +169,6 @@ def _minimum(relaxed: Relaxed, sign: float, fit: Plane | Choice[Plane], settle: 
     if relaxed.rounding is not None:
         constant = constant - _per_example(latent.abs() * relaxed.rounding.latent) - relaxed.rounding.kl
         constant = constant - UNIT * _per_example(plane_size(plane, known) + (form.abs() * magnitude(known.input)))
-    of_target = sign * plane.target_slope
     if known.target is known.input:
         form = form + of_target
     else:
@@ -181,7 +181,7 @@ def _pull_back(stages: tuple[Stage, ...], form: Tensor, constant: Tensor, settle
         if stage.error is not None:
             constant = constant - _per_example(form.abs() * stage.error)
         if isinstance(stage.relaxation, Affine):
-            constant = constant + _per_example(form * stage.relaxation.offset)
+            constant = constant + form.flatten(1) @ stage.relaxation.offset.flatten()
             form = stage.relaxation.transpose(form)
         else:
             form, at_zero = pull(form, stage.relaxation, settle)

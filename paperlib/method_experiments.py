@@ -12,12 +12,13 @@ from paperlib.certify import certify
 from paperlib.data import Dataset
 from paperlib.elbo import Method, elbo, elbo_bounds
 from paperlib.expected import certify_expected
-from paperlib.experiments import EPS, EPS_GRID, NOISE_SEED, SIZES, Cell, cells, models_config, test_noise
+from paperlib.experiments import EPS, NOISE_SEED, SIZES, Cell, cells, models_config, test_noise
 from paperlib.interval import Interval, LinfBall, layers
 from paperlib.parallel import in_parallel
 from paperlib.sound import sound_boxes
 from paperlib.vae import VAE
 
+RADII = (0.01, 0.05, EPS, 0.2)
 METHODS: tuple[Method, ...] = ("ibp", "crown-ibp", "crown")
 SEARCH = 10  # steps for the free slopes of "crown"
 VACUOUS = 0.01  # a radius at which intervals say nothing about the plain VAE
@@ -33,7 +34,7 @@ def methods_config(dataset: str, profile: str) -> dict[str, Any]:
     """What the rows of `method_rows` depend on."""
     return {
         **models_config(dataset, profile),
-        "eps": list(EPS_GRID[1:]),
+        "eps": list(RADII),
         "images": SIZES[profile].attacked,
         "search": SEARCH,
     }
@@ -41,7 +42,7 @@ def methods_config(dataset: str, profile: str) -> dict[str, Any]:
 
 def method_rows(models: Mapping[str, VAE], test: Dataset, profile: str) -> pd.DataFrame:
     """One row for each model, radius and image that the attack's rows hold, at their noise draw: a column a method."""
-    every = cells(models, test, SIZES[profile].attacked, EPS_GRID[1:])
+    every = cells(models, test, SIZES[profile].attacked, RADII)
     found = zip(every, in_parallel(_by_method, every, name="radii"), strict=True)
     return pd.concat([rows.assign(model=cell.model, eps=cell.ball.eps) for cell, rows in found], ignore_index=True)
 

@@ -123,6 +123,8 @@ class Results:
         """
         if self.recompute:
             missing = {name: config for name, config in configs.items() if not self._staged(f"{name}.csv")}
+            # the longest first: clean input and box, the box alone, the clean input alone
+            missing = dict(sorted(missing.items(), key=lambda item: (item[1].kappa in (0, 1), item[1].kappa)))
             works = [(config, self.runs / config.digest) for config in missing.values()]
             for (name, config), (result, seconds) in zip(
                 missing.items(), in_parallel(_train, works, jobs=training_jobs(), name="models"), strict=True

@@ -20,6 +20,7 @@ from paperlib.rows import read_rows, write_rows
 from paperlib.train import TrainResult, train
 
 METHODS = ("ibp", "crown-ibp")  # of certifying
+NOISE_SEED = 1
 
 
 def sweep(
@@ -65,7 +66,7 @@ def sweep(
     task = partial(_train_and_measure, folder=folder, images=images, device=device)
     run = cluster_outcomes(task, open_ones, "sweep") if cluster else outcomes(task, open_ones, jobs, "sweep")
     with closing(run):
-        failed = [outcome for outcome in run if outcome.error is not None]
+        errors = {outcome.item: outcome.error for outcome in run}
 
     measured = {config: _measured(config, folder, images) for config in configs}
     done = {config: row for config, row in measured.items() if row is not None}
@@ -73,9 +74,10 @@ def sweep(
         rows = pd.concat(done.values(), ignore_index=True)
         settings = _settings(images) | {"models": [config.as_dict() for config in done]}
         write_rows(folder / "sweep.csv", rows, settings, checksums={c.dataset: checksum(c.dataset) for c in done})
-    if failed:
-        lines = [f"{_label(outcome.item, configs)}: {outcome.error}" for outcome in failed]
-        raise TasksFailedError(f"{len(failed)} of {len(configs)} runs failed\n" + "\n".join(lines))
+    if len(done) < len(configs):
+        unseen = f"its rows are not in {folder}: do all machines see that folder?"
+        lines = [f"{_label(c, configs)}: {errors[c] or unseen}" for c in configs if c not in done]
+        raise TasksFailedError(f"{len(lines)} of {len(configs)} runs failed\n" + "\n".join(lines))
     return rows
 
 
@@ -113,7 +115,7 @@ def _train_and_measure(config: TrainConfig, folder: Path, images: int | None, de
     vae = trained(config, folder / config.digest, device).vae
     test = load_dataset(config.dataset, "test")
     x = test.x[:images]
-    noise = noise_draws(len(x), vae.latent_dim)
+    noise = noise_draws(len(x), vae.latent_dim, seed=NOISE_SEED)
     found = {method: certify(vae, x, test.ball(config.eps), noise, method=method) for method in METHODS}
     clean = found["ibp"]
     fields = {k: " ".join(map(str, v)) if isinstance(v, list) else v for k, v in config.as_dict().items()}
@@ -136,7 +138,7 @@ def _file(config: TrainConfig, folder: Path) -> Path:
 
 
 def _settings(images: int | None) -> dict[str, Any]:
-    return {"images": images, "methods": list(METHODS), "noise_seed": 1}
+    return {"images": images, "methods": list(METHODS), "noise_seed": NOISE_SEED}
 
 
 def _origin(config: TrainConfig) -> dict[str, Any]:

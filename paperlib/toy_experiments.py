@@ -23,7 +23,7 @@ DRAWS = 32
 POINT = 0  # the test point whose ball is shown
 POINTS = 200  # test points of the summary
 TOL = 1e-3  # nats between the exact worst case and what is said of it
-STEPS = {"paper": 3_000, "smoke": 300}
+STEPS = {"paper": 2_000, "smoke": 200}
 
 
 def toy_models(toy: str, profile: str) -> dict[str, TrainConfig]:

@@ -41,7 +41,7 @@ def test_the_three_models_differ_only_in_how_they_are_trained() -> None:
     configs = digit_models("mnist", "paper")
     assert list(configs) == NAMES
     assert [(c.eps, c.kappa) for c in configs.values()] == [(0.0, 1.0), (EPS, 0.0), (EPS, 0.5)]
-    assert len({replace(c, eps=EPS, kappa=0.5) for c in configs.values()}) == 1
+    assert len({replace(c, eps=EPS, kappa=0.5, steps=1) for c in configs.values()}) == 1
 
 
 def test_the_full_size_is_the_one_that_is_promised() -> None:

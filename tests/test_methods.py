@@ -50,7 +50,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(methods, "POINTS", 4)
     for module in (experiments, methods, front):  # in this process, where the sizes are tiny
         monkeypatch.setattr(module, "in_parallel", lambda task, items, **_: [task(item) for item in items])
-    for sizes, size in ((front.STEPS, 2), (front.IMAGES, 5), (front.ATTACKED, 3)):
+    for sizes, size in ((front.STEPS, (2, 3, 2)), (front.IMAGES, 5), (front.ATTACKED, 3)):
         monkeypatch.setitem(sizes, "smoke", size)
 
 
@@ -98,7 +98,7 @@ def test_so_does_that_of_the_plane(profile: str) -> None:
         ("front_config", front, "SEEDS", (0, 1)),
         ("front_config", front, "IMAGES", {"smoke": 6}),
         ("front_config", front, "ATTACKED", {"smoke": 6}),
-        ("front_config", front, "STEPS", {"smoke": 6}),
+        ("front_config", front, "STEPS", {"smoke": (6, 6, 6)}),
         ("front_config", front, "NOISE_SEED", 99),
     ],
 )
@@ -134,7 +134,7 @@ def test_method_rows_are_those_of_certify_for_the_images_and_the_noise_of_the_at
 ) -> None:
     rows = methods.method_rows(models, test, "smoke")
     assert list(rows.columns) == ["index", "clean", "ibp", "crown-ibp", "crown", "model", "eps"]
-    assert len(rows) == len(NAMES) * (len(EPS_GRID) - 1) * TINY.attacked
+    assert len(rows) == len(NAMES) * len(methods.RADII) * TINY.attacked
     attacked = experiments.attacked_rows(models, test, "smoke")
     both = rows.merge(attacked, on=["model", "eps", "index"], suffixes=("", "_attacked"))
     assert len(both) == len(rows), "a row has no attack"
@@ -254,6 +254,7 @@ def test_front_rows_train_and_measure_each_model(
     test: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(front, "POINTS", ((0.0, EPS), (0.5, 0.12)))
+    monkeypatch.setitem(front.STEPS, "smoke", (2, 3))
     monkeypatch.setattr(front, "SEEDS", (0, 1))
     configs = front.front_models("mnist5k", "smoke")
 
