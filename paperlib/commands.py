@@ -18,7 +18,7 @@ from tyro.conf import OmitArgPrefixes, Positional, arg
 from paperlib import sweep
 from paperlib.certify import certify, noise_draws
 from paperlib.checkpoint import load, read_tensors
-from paperlib.compute import by_first, choose_device, process_group, processes
+from paperlib.compute import by_first, choose_device, keep_memory, process_group, processes
 from paperlib.config import TrainConfig
 from paperlib.data import checksum, load_dataset, resolve
 from paperlib.elbo import Method, Target
@@ -41,6 +41,7 @@ class Command(ABC):
 
 def main(kind: type[Command]) -> NoReturn:
     """Exit status: 0, 1 after an error told in one line, 2 for flags that make no sense, 130 after an interrupt."""
+    keep_memory()
     try:
         tyro.cli(kind, prog=f"python -m paperlib.{kind.__name__.lower()}").run()
     except TasksFailedError as error:

@@ -32,24 +32,24 @@ class TrainConfig:
     ramp the learning rate falls linearly to `lr_final` of its value. Both ramp ends are fractions of `steps`.
     """
 
-    dataset: str = "mnist"
-    data_shape: tuple[int, ...] = (784,)
-    hidden: tuple[int, ...] = (512,)
-    latent_dim: int = 20
-    likelihood: Literal["bernoulli", "gaussian"] = "bernoulli"
+    dataset: str = "mnist"  # or fashion-mnist, mnist5k (embedded), auto, two-moons, eight-gaussians, pinwheel
+    data_shape: tuple[int, ...] = (784,)  # of one example
+    hidden: tuple[int, ...] = (512,)  # widths of the encoder's hidden layers, which the decoder mirrors
+    latent_dim: int = 20  # number of latent coordinates
+    likelihood: Literal["bernoulli", "gaussian"] = "bernoulli"  # of a pixel, given the decoder's output
     scale: float = 1.0  # standard deviation of the Gaussian likelihood, in data units
-    target: Literal["perturbed", "clean"] = "perturbed"
-    eps: float = 0.1  # in data units (pixels in [0, 1])
-    kappa: float = 0.5
+    target: Literal["perturbed", "clean"] = "perturbed"  # what the decoder must explain
+    eps: float = 0.1  # radius of the ball, in data units (pixels in [0, 1])
+    kappa: float = 0.5  # weight of the clean ELBO against the certificate; 1 is the plain VAE
     bound: Literal["ibp", "crown-ibp"] = "ibp"  # which certificate to train on
-    steps: int = 6_900
-    batch_size: int = 256
-    lr: float = 2e-3
-    lr_final: float = 0.02
-    ramp_start: float = 0.1
-    ramp_end: float = 0.5
+    steps: int = 6_900  # of the optimizer
+    batch_size: int = 256  # of all processes together
+    lr: float = 2e-3  # learning rate of Adam, up to the end of the ramp
+    lr_final: float = 0.02  # its fraction that is left at the last step
+    ramp_start: float = 0.1  # when eps begins to rise and kappa to fall, as a fraction of steps
+    ramp_end: float = 0.5  # when both are where they stay
     clip: float = 1e3  # largest gradient norm, in nats
-    seed: int = 0
+    seed: int = 0  # of weights, batches and noise
 
     def __post_init__(self) -> None:
         # An eps of 0 and one of 0.0 are the same configuration and must have the same digest.

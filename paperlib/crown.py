@@ -336,8 +336,11 @@ def _identity(box: Interval) -> Tensor:
 
 def _reach(forms: Tensor, errors: Tensor) -> Tensor:
     """sum over all errors of |forms . errors|:  [latent, batch, *shape], [batch, latent, all] -> [batch, units]."""
-    pairs = zip(forms.flatten(2).permute(1, 2, 0).split(CHUNK), errors.split(CHUNK), strict=True)
-    return torch.cat([torch.linalg.vector_norm(rows @ part, 1, 2) for rows, part in pairs])
+    rows = forms.flatten(2).permute(1, 2, 0)
+    found = rows.new_empty(rows.shape[:2])  # at once: small results between large ones would fragment the memory
+    for part, own, out in zip(rows.split(CHUNK), errors.split(CHUNK), found.split(CHUNK), strict=True):
+        torch.linalg.vector_norm(part @ own, 1, 2, out=out)
+    return found
 
 
 def _meet(a: Interval, b: Interval) -> Interval:

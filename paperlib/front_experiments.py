@@ -11,8 +11,7 @@ from paperlib.certify import certify
 from paperlib.config import TrainConfig
 from paperlib.data import Dataset
 from paperlib.experiments import EPS, NOISE_SEED, SIZES, test_noise
-from paperlib.parallel import in_parallel
-from paperlib.results import training_jobs
+from paperlib.parallel import in_parallel, training_jobs
 from paperlib.train import train
 from paperlib.vae import VAE
 

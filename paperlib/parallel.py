@@ -51,18 +51,19 @@ def outcomes(
 
     Args:
         task: a function of a module, which each process imports anew.
-        jobs: processes at a time; by default one for each CPU core, and a single one where there is a CUDA device.
+        jobs: processes at a time; by default one for each CPU core. For trainings, see `training_jobs`.
         name: of the progress bar.
 
     Raises:
         ValueError: fewer than one job.
     """
-    jobs = (1 if torch.cuda.is_available() else cores()) if jobs is None else jobs
+    jobs = cores() if jobs is None else jobs
     if jobs < 1:
         raise ValueError(f"jobs must be at least 1, got {jobs}")
     if not items:
         return
-    pool = ProcessPool(min(jobs, len(items)), initializer=_prepare, context=multiprocessing.get_context("spawn"))
+    spawn = multiprocessing.get_context("spawn")
+    pool = ProcessPool(min(jobs, len(items)), initializer=_prepare, initargs=[task], context=spawn)
     try:
         waiting: dict[Future[tuple[Value | None, TaskError | None]], Item] = {
             pool.schedule(_attempt, args=[task, item]): item for item in items
@@ -137,7 +138,13 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _prepare() -> None:
+def training_jobs() -> int:
+    """How many trainings at a time: one for each CPU core, and one alone where they would share a CUDA device."""
+    return 1 if torch.cuda.is_available() else cores()
+
+
+def _prepare(_task: object) -> None:
+    # The task has been imported to come here, in all processes at once: from the queue they take it one by one.
     _alone()
     parent = multiprocessing.parent_process()
     assert parent is not None

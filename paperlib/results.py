@@ -18,7 +18,7 @@ from paperlib.checkpoint import load, read_tensors, save, write_tensors
 from paperlib.config import ConfigMismatchError, TrainConfig
 from paperlib.data import checksum, resolve
 from paperlib.files import atomic
-from paperlib.parallel import cores, in_parallel
+from paperlib.parallel import in_parallel, training_jobs
 from paperlib.rows import read_rows, write_rows
 from paperlib.train import TrainResult, train
 from paperlib.vae import VAE
@@ -34,11 +34,6 @@ def home(profile: str, dataset: str) -> Path:
 def work(profile: str, dataset: str) -> Path:
     """The folder for all that a run leaves behind but its results."""
     return ROOT / "build" / f"{profile}-{dataset}"
-
-
-def training_jobs() -> int:
-    """How many trainings at a time: one for each CPU core, and one alone where they would share a CUDA device."""
-    return 1 if torch.cuda.is_available() else cores()
 
 
 def _train(job: tuple[TrainConfig, Path]) -> tuple[TrainResult, float]:

@@ -15,7 +15,7 @@ from paperlib.checkpoint import DamagedFileError, save
 from paperlib.compute import by_first
 from paperlib.config import ConfigMismatchError, TrainConfig
 from paperlib.data import checksum, load_dataset, resolve
-from paperlib.parallel import TasksFailedError, cluster_outcomes, outcomes
+from paperlib.parallel import TasksFailedError, cluster_outcomes, outcomes, training_jobs
 from paperlib.rows import read_rows, write_rows
 from paperlib.train import TrainResult, train
 
@@ -39,7 +39,7 @@ def sweep(
 
     Args:
         images: the first of the test set; all of them if not given.
-        jobs: processes at a time, see `outcomes`; on a cluster, Ray decides.
+        jobs: processes at a time, by default as many as `training_jobs`; on a cluster, Ray decides.
         cluster: through Ray, see `cluster_outcomes`. All machines must see `folder`, and the data sets.
         device: of each process, as in `train`.
 
@@ -64,6 +64,7 @@ def sweep(
             load_dataset(name, "test")  # here, as processes would race for the download
 
     task = partial(_train_and_measure, folder=folder, images=images, device=device)
+    jobs = training_jobs() if jobs is None else jobs
     run = cluster_outcomes(task, open_ones, "sweep") if cluster else outcomes(task, open_ones, jobs, "sweep")
     with closing(run):
         errors = {outcome.item: outcome.error for outcome in run}

@@ -1,5 +1,6 @@
 """The experiments in the plane, where a dense grid gives the exact worst case that attack and certificate enclose."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -10,9 +11,10 @@ from torch import Tensor
 from paperlib.attack import pgd
 from paperlib.certify import certify
 from paperlib.config import TrainConfig
-from paperlib.data import Dataset
+from paperlib.data import Dataset, load_dataset
 from paperlib.elbo import elbo, elbo_bounds
 from paperlib.looseness import stage_boxes, stage_values
+from paperlib.parallel import in_parallel
 from paperlib.vae import VAE
 
 TOYS = ("two-moons", "eight-gaussians", "pinwheel")
@@ -112,10 +114,19 @@ def box_growth(vae: VAE, x: Tensor, data: Dataset) -> pd.DataFrame:
     )
 
 
-def summary_row(vae: VAE, data: Dataset) -> dict[str, float]:
-    """Means over the first POINTS test points at one noise draw, in nats: clean and its two parts, attacked, exact (the
-    certified minimum, at most TOL below the truth), and the certificates by linear bounds and by intervals.
+def summary_rows(models: Mapping[tuple[str, str], VAE]) -> pd.DataFrame:
+    """A row for each data set and model: means over the first POINTS test points at one noise draw, in nats.
+
+    Clean and its two parts, attacked, exact (the certified minimum, at most TOL below the truth), and the certificates
+    by linear bounds and by intervals.
     """
+    works = [(vae, load_dataset(toy, "test")) for (toy, _), vae in models.items()]
+    found = zip(models, in_parallel(_summary, works, name="models"), strict=True)
+    return pd.DataFrame({"data": toy, "model": name, **row} for (toy, name), row in found)
+
+
+def _summary(work: tuple[VAE, Dataset]) -> dict[str, float]:
+    vae, data = work
     x, ball = data.x[:POINTS], data.ball(EPS)
     noise = torch.randn(len(x), vae.latent_dim, generator=torch.Generator().manual_seed(1))
     rows = certify(vae, x, ball, noise, attack={"steps": 40})

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
 from paperlib.attack import pgd
+from paperlib.compute import keep_memory
 from paperlib.config import TrainConfig
 from paperlib.cost_plots import cost
 from paperlib.data import checksum, load_dataset
@@ -207,6 +208,7 @@ def profiled(taking_turns: list[Contestant]) -> pd.DataFrame:
 
 def main(options: Options) -> None:
     torch.manual_seed(0)
+    keep_memory()  # as the processes of experiments and commands do
     sizes = QUICK if options.quick else Sizes()
     taking_turns = contestants(sizes)
     begin = perf_counter()

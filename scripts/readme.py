@@ -115,7 +115,10 @@ def map_block() -> str:
     frame = pd.DataFrame(table)
     text = frame.to_markdown(index=False, disable_numparse=True)
     where = f"{'/'.join(map(str, sorted(cores)))} CPU cores ({processor})"
-    return f"{text}\n\nMeasured with `make figures` on {where}; {total:.0f} min in all."
+    return (
+        f"{text}\n\nMeasured with `make figures` on {where}; {total:.0f} min in all. Memory: that of the largest "
+        "process; there is one for each core."
+    )
 
 
 def checkpoints_block() -> str:

@@ -40,6 +40,7 @@ def read(name: str) -> str:
 PROJECT = tomllib.loads(read("pyproject.toml"))
 RUNTIME = [Requirement(text) for text in PROJECT["project"]["dependencies"]]
 TEST = [Requirement(text) for text in PROJECT["project"]["optional-dependencies"]["test"]]
+CLUSTER = [Requirement(text) for text in PROJECT["project"]["optional-dependencies"]["cluster"]]
 BUILD = [Requirement(text) for text in PROJECT["build-system"]["requires"]]
 DIRECT = RUNTIME + TEST + BUILD
 PYTHONS = [version for version in MINORS if version in SpecifierSet(PROJECT["project"]["requires-python"])]
@@ -146,7 +147,7 @@ def _closure(platform: str, python: str) -> dict[str, list[tuple[str, Requiremen
 
 @pytest.mark.parametrize(
     ("folders", "declared"),
-    [(("paperlib", "scripts", "notebooks"), RUNTIME), (("tests",), RUNTIME + TEST)],
+    [(("paperlib", "scripts", "notebooks"), RUNTIME + CLUSTER), (("tests",), RUNTIME + TEST)],
     ids=["runtime", "tests"],
 )
 def test_what_is_imported_is_declared(folders: tuple[str, ...], declared: list[Requirement]) -> None:

@@ -241,9 +241,12 @@ def test_boxes_in_the_plane_contain_what_the_grid_reaches(moons: Dataset) -> Non
 
 def test_a_summary_row_is_the_mean_of_the_sandwich(moons: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(toys, "POINTS", 5)
+    monkeypatch.setattr(toys, "in_parallel", lambda task, items, **_: [task(item) for item in items])
     vae = CONFIG.build()
-    row = toys.summary_row(vae, moons)
-    assert row["points"] == 5
+    rows = toys.summary_rows({("two-moons", "VAE"): vae, ("pinwheel", "proVAE"): vae})
+    row = rows.iloc[0]
+    assert rows[["data", "model"]].to_numpy().tolist() == [["two-moons", "VAE"], ["pinwheel", "proVAE"]]
+    assert row["points"] == 5 and rows["clean"].nunique() == 2
     assert row["certified"] <= row["crown"] <= row["exact"] + toys.TOL <= row["attacked"] + toys.TOL
     assert row["attacked"] <= row["clean"]
     x, noise = moons.x[:5].double(), torch.randn(5, 2, generator=torch.Generator().manual_seed(1)).double()

@@ -12,7 +12,7 @@ from oracles import ROUNDING, assert_encloses, grid, points_of, random_box
 from torch import Tensor, nn
 
 from paperlib import Interval, LinfBall, interval_rule, propagate
-from paperlib.interval import UnsupportedLayerError
+from paperlib.interval import UnsupportedLayerError, affine
 
 Pick = Callable[..., object]
 
@@ -343,6 +343,25 @@ def test_a_layer_without_a_bound_in_this_mode_is_refused_with_its_place(
 ) -> None:
     with pytest.raises(ValueError, match=rf"{type(layer).__name__} at '1': .*{reason}"):
         propagate(nn.Sequential(nn.Identity(), layer), random_box(*shape))
+
+
+@pytest.mark.parametrize("shape", [(5, 4), (2, 3, 4)])
+@pytest.mark.parametrize("bias", [True, False])
+def test_the_backward_pass_of_a_linear_box_is_that_of_its_formula(shape: tuple[int, ...], bias: bool) -> None:
+    layer = nn.Linear(4, 3, bias=bias).double()
+    low = torch.randn(shape).double()
+    high = low + torch.rand(shape).double()
+    along = [torch.randn(*shape[:-1], 3).double() for _ in range(2)]
+
+    def gradients(rule: Callable[[Interval], Interval]) -> list[torch.Tensor]:
+        ends = [low.clone().requires_grad_(), high.clone().requires_grad_()]
+        image = rule(Interval(*ends))
+        value = (image.lower * along[0]).sum() + (image.upper * along[1]).sum()
+        return list(torch.autograd.grad(value, [*ends, *layer.parameters()]))
+
+    formula = gradients(lambda box: affine(box, layer, lambda r: nn.functional.linear(r, layer.weight.abs())))
+    for found, expected in zip(gradients(lambda box: propagate(layer, box)), formula, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
 
 
 def test_bounds_are_differentiable_in_parameters_and_box() -> None:

@@ -13,6 +13,7 @@ from torch.distributions import Bernoulli as BernoulliDensity
 from torch.distributions import Normal
 
 from paperlib import Bernoulli, Gaussian, Interval, LinfBall, elbo, elbo_bounds, mlp_vae
+from paperlib import likelihood as likelihood_module
 from paperlib.likelihood import Likelihood
 from paperlib.relaxation import Choice
 
@@ -209,6 +210,38 @@ def test_bernoulli_gradients_are_finite_at_the_edges_of_the_data_range(output: l
     for end in bounds:
         gradients = torch.autograd.grad(end.sum(), ends, retain_graph=True, allow_unused=True, materialize_grads=True)
         assert torch.isfinite(torch.stack(gradients)).all()
+
+
+def test_softplus_in_float32_is_within_8_roundings_of_1_and_its_value() -> None:
+    logit = torch.cat([torch.linspace(-110, 110, 200_001), torch.randn(100_000) * 1e-3])
+    exact = torch.nn.functional.softplus(logit.double(), threshold=800)
+    error = (likelihood_module._softplus(logit).double() - exact).abs()
+    assert (error <= 8 * 2.0**-24 * (1 + exact)).all()
+
+
+def test_softplus_in_float32_has_the_sigmoid_as_its_derivative() -> None:
+    logit = torch.linspace(-50, 50, 1_001).requires_grad_()
+    (slope,) = torch.autograd.grad(likelihood_module._softplus(logit).sum(), logit)
+    assert torch.equal(slope, torch.sigmoid(logit))
+
+
+@pytest.mark.parametrize("targets_learn", [True, False])
+def test_the_backward_pass_of_the_bernoulli_bound_is_that_of_its_corner(targets_learn: bool) -> None:
+    output, target = boxes(40, 7)
+    ends = [end.clone().requires_grad_() for end in output]
+    targets = [end.clone().requires_grad_(targets_learn) for end in target]
+    learned = ends + targets if targets_learn else ends
+    corners = torch.stack([t * end - torch.nn.functional.softplus(end) for end in ends for t in targets])
+    expected = torch.autograd.grad(corners.amin(0).sum(), learned, allow_unused=True)
+    found = torch.autograd.grad(Bernoulli().lower(Interval(*ends), Interval(*targets)).sum(), learned)
+    narrow = target.lower == target.upper  # there two corners tie, and either half of the derivative is right
+    for one, other in zip(found[:2], expected[:2], strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)
+    for one, other in zip(found[2:], expected[2:], strict=True):
+        torch.testing.assert_close(one[~narrow], other[~narrow], rtol=1e-10, atol=1e-10)
+    if targets_learn:
+        totals = [sum(each[2:]) for each in (found, expected)]
+        torch.testing.assert_close(*totals, rtol=1e-10, atol=1e-10)
 
 
 @EACH

@@ -4,7 +4,7 @@ The allowance is eight units of rounding of the largest number that enters: slop
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -16,7 +16,19 @@ from torch import Tensor, nn
 
 from paperlib import VAE, Bernoulli, Interval, LinfBall, elbo_bounds, interval_rule
 from paperlib.interval import UnsupportedLayerError, affine, apply_rule
-from paperlib.relaxation import Affine, Band, Choice, Line, pull, relaxation_rule, sigmoidal, start, strip
+from paperlib.relaxation import (
+    Affine,
+    Band,
+    Choice,
+    Line,
+    chord_above,
+    chord_below,
+    pull,
+    relaxation_rule,
+    sigmoidal,
+    start,
+    strip,
+)
 
 ULPS = 8 * torch.finfo(torch.float64).eps
 LAYERS = [
@@ -136,6 +148,26 @@ def test_the_strip_of_relu_is_the_hand_worked_one() -> None:
     # On [-1, 3] the chord is 3/4 (v + 1); the line of its slope below is 3/4 v: middle and radius are both 3/8.
     found = strip(of(nn.ReLU(), box_of([(-1.0, 3.0)])), box_of([(-1.0, 3.0)]))
     assert [part.item() for part in (found.slope, found.middle, found.radius)] == [0.75, 0.375, 0.375]
+
+
+@pytest.mark.parametrize(("chord", "sign"), [(chord_above, 1), (chord_below, -1)])
+def test_the_backward_pass_of_a_chord_is_that_of_its_formula(chord: Callable, sign: int) -> None:
+    low = torch.randn(50).double().requires_grad_()
+    high = (low.detach() + 0.1 + torch.rand(50).double()).requires_grad_()
+    rate = torch.tensor(0.7).double().requires_grad_()  # a parameter of the layer
+    along = torch.randn(2, 50).double()
+
+    def function(v: Tensor) -> Tensor:
+        return sign * torch.exp(rate * v)
+
+    line = chord(function, lambda v: sign * rate.detach() * torch.exp(rate.detach() * v), Interval(low, high))
+    slope = (function(high) - function(low)) / (high - low)
+    expected = torch.autograd.grad(
+        (along[0] * slope + along[1] * (function(low) - slope * low)).sum(), [low, high, rate]
+    )
+    found = torch.autograd.grad((along[0] * line.slope + along[1] * line.offset).sum(), [low, high, rate])
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
 
 
 def test_the_lines_of_relu_are_the_hand_worked_ones() -> None:
