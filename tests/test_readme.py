@@ -72,8 +72,8 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             ]
             linear.append(row | {"ibp": -4400.01, "crown-ibp": -900.01 - k, "crown": -800.01 - k - 1000 * eps})
     front = [
-        {"bound": bound, "kappa": 0.5, "train_eps": 0.1, "seed": seed, "clean": -160.0, "ibp": -370.01}
-        | {"crown_ibp": -350.01 - seed, "kl": 18.0}
+        {"bound": bound, "kappa": 0.5, "train_eps": 0.1, "steps": 1_234, "seed": seed, "clean": -160.0}
+        | {"ibp": -370.01, "crown_ibp": -350.01 - seed, "kl": 18.0}
         for bound in ("ibp", "crown-ibp")
         for seed in range(3)
     ]
@@ -114,8 +114,8 @@ def test_methods_are_compared_at_every_radius_of_the_rows(data: Path) -> None:
 
 def test_the_front_says_over_how_many_seeds_images_and_steps(data: Path) -> None:
     table, note = readme.front_block().split("\n\n")
-    assert table.count("\n") == 1 + 2 and "-351.1 [-352.1, -350.1]" in table
-    for words in ("Means of 3 seeds", "7,000 test images", "radius 0.1", "100 steps", "rounded down"):
+    assert table.count("\n") == 1 + 2 and "-351.1 [-352.1, -350.1]" in table and " 1,234 " in table
+    for words in ("Means of 3 seeds", "7,000 test images", "radius 0.1", "rounded down"):
         assert words in note
 
 
