@@ -16,7 +16,7 @@ HEADING = printf '\n== %s\n'
 .PHONY: help figures plots test bench readme lab html docker lock env clean
 
 # No window is ever opened. Kernels need matplotlib's inline backend instead, so nbval below runs without this, and
-# scripts.figures takes it out of the kernels' environment.
+# scripts.figures takes it out of the kernels' environment. Nor must a slow machine show bars where nbval compares.
 figures plots test bench readme html: export MPLBACKEND = Agg
 
 help: ## list the commands and their options
@@ -48,7 +48,7 @@ test: $(STAMP) ## check style, types, tests and the committed notebooks
 	@$(HEADING) 'pytest: tests'
 	@$(BIN)/python -m pytest
 	@$(HEADING) 'nbval: committed notebooks'
-	@unset MPLBACKEND; JUPYTER_PREFER_ENV_PATH=1 PYTHONWARNINGS=ignore \
+	@unset MPLBACKEND; PAPERLIB_LOG=/dev/null JUPYTER_PREFER_ENV_PATH=1 PYTHONWARNINGS=ignore \
 	  $(BIN)/python -m pytest --nbval --nbval-current-env notebooks
 
 # Targets are for the CPU, which is then the processor that the rows name; the profiler is kept from telling of its own.
