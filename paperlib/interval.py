@@ -196,9 +196,7 @@ def affine(box: Interval, linear: Callable[[Tensor], Tensor], absolute: Callable
 
 
 class _LinearBox(torch.autograd.Function):
-    """`affine` of a linear layer. Its backward pass adds what both products say of W in place: what autograd would
-    record for the two ends is a third of a training step beside the products themselves.
-    """
+    """`affine` of a linear layer, whose backward pass adds up in place what both products say of W."""
 
     @staticmethod
     def forward(ctx: Any, low: Tensor, high: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -48,8 +48,11 @@ class Options:
 
 def make(site: Site, notebook: Notebook, mark: str, *, redraw: bool) -> dict[str, Any]:
     """Run one notebook into its stage, check what it made, publish it; returns its seconds and peak memory."""
-    stage = site.work / "stage"
-    continued = prepare(stage, "redraw" if redraw else mark)
+    # drawing again leaves alone what an interrupted run has kept in its stage
+    stage = site.work / ("redraw" if redraw else "stage")
+    if redraw:
+        shutil.rmtree(stage, ignore_errors=True)
+    continued = prepare(stage, mark)
     path = os.pathsep.join(filter(None, (str(site.root), os.environ.get("PYTHONPATH"))))  # this checkout's paperlib
     job = {
         "source": str(notebook.path),
@@ -87,7 +90,7 @@ def make(site: Site, notebook: Notebook, mark: str, *, redraw: bool) -> dict[str
             write_json(site.stamp(notebook.number), {**stamp, "files": {**stamp["files"], **files}})
     for name in sorted(set(stamp.get("files", {})) - set(files)) if not redraw else ():
         print(f"note: {name} is no longer made by {notebook.number}; remove it if nothing else needs it")
-    for folder in (stage, site.work / "runs"):
+    for folder in (stage,) if redraw else (stage, site.work / "runs"):
         shutil.rmtree(folder, ignore_errors=True)
     return report
 

@@ -220,10 +220,19 @@ def test_an_interrupted_run_finds_its_finished_rows_again(
         with pytest.raises(KeyboardInterrupt):
             figures(site, options)
     assert found == [False, True, True] and snapshot(site.root) == before
+    (site.home / "figures" / "data").mkdir(parents=True)
+    (site.home / "figures" / "data" / "00.csv").write_text("rows\n")  # something to draw
+    for only in ("01", "02"):
+        with pytest.raises(KeyboardInterrupt):
+            figures(site, Options(redraw=True, only=only))
+    assert found[3:] == [False, False], "a redrawing found what another notebook had drawn"
+    with pytest.raises(KeyboardInterrupt):
+        figures(site, Options())
+    assert found[5:] == [True] and (site.work / "runs" / "digest").exists(), "a redrawing took what was kept"
     (site.root / "paperlib" / "elbo.py").write_text("one = 2\n")
     with pytest.raises(KeyboardInterrupt):
         figures(site, Options())
-    assert found[3:] == [False], "rows of other code were kept"
+    assert found[6:] == [False], "rows of other code were kept"
 
     monkeypatch.setattr(command, "in_child", whole)
     figures(site, Options())
