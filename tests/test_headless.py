@@ -209,8 +209,8 @@ def test_an_interrupted_run_finds_its_finished_rows_again(
 
     def interrupted(job: dict[str, Any], name: str) -> dict[str, Any]:
         row = Path(job["env"]["PAPERLIB_STAGE"]) / "figures" / "data" / "01_row.csv"
-        found.append(row.exists())
-        row.write_text("a,b\n")
+        found.append(row.read_text() if row.exists() else "nothing")
+        row.write_text("made" if job["parameters"]["recompute"] else "drawn")
         (site.work / "runs" / "digest").mkdir(parents=True, exist_ok=True)
         raise KeyboardInterrupt
 
@@ -219,20 +219,20 @@ def test_an_interrupted_run_finds_its_finished_rows_again(
     for options in (Options(), Options(), Options(force=True)):
         with pytest.raises(KeyboardInterrupt):
             figures(site, options)
-    assert found == [False, True, True] and snapshot(site.root) == before
+    assert found == ["nothing", "made", "made"] and snapshot(site.root) == before
     (site.home / "figures" / "data").mkdir(parents=True)
     (site.home / "figures" / "data" / "00.csv").write_text("rows\n")  # something to draw
     for only in ("01", "02"):
         with pytest.raises(KeyboardInterrupt):
             figures(site, Options(redraw=True, only=only))
-    assert found[3:] == [False, False], "a redrawing found what another notebook had drawn"
+    assert found[3:] == ["nothing", "nothing"], "a redrawing went on with another"
     with pytest.raises(KeyboardInterrupt):
         figures(site, Options())
-    assert found[5:] == [True] and (site.work / "runs" / "digest").exists(), "a redrawing took what was kept"
+    assert found[5:] == ["made"] and (site.work / "runs" / "digest").exists(), "a redrawing took what was kept"
     (site.root / "paperlib" / "elbo.py").write_text("one = 2\n")
     with pytest.raises(KeyboardInterrupt):
         figures(site, Options())
-    assert found[6:] == [False], "rows of other code were kept"
+    assert found[6:] == ["nothing"], "rows of other code were kept"
 
     monkeypatch.setattr(command, "in_child", whole)
     figures(site, Options())
