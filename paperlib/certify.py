@@ -126,7 +126,7 @@ def chunk_size(vae: VAE, x: Tensor, noise: Tensor, method: str, memory: float) -
     # In float64 numbers: held at the peak for each number that a layer puts out, and what does not grow with a chunk.
     held, whole = {"ibp": 12, "crown-ibp": 32}.get(method, 2 * max(crown.ROWS, 2 * vae.latent_dim)), 0
     if method in REFINING:
-        whole = crown.CHUNK * max(units) * sum(units) // 2
+        whole = max(units) * sum(units)
     size = (memory * 2**30 / 8 - whole) / (held * sum(units))
     return int(min(max(size, 1), 100 if method in REFINING else 500))
 

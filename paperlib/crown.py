@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from paperlib import gaussian
 from paperlib.boxes import Boxes
@@ -36,7 +37,6 @@ from paperlib.sound import UNIT, FormRounding, SoundBoxes, form_size, plane_size
 from paperlib.vae import VAE
 
 RATE = 0.25  # of the search for free weights in [0, 1]
-CHUNK = 2  # examples at a time in the products of `refine`, small enough for caches
 ROWS = 64  # units of the encoder at a time
 
 
@@ -158,12 +158,10 @@ def _minimum(relaxed: Relaxed, sign: float, fit: Plane | Choice[Plane], settle: 
     latent, constant = _pull_back(relaxed.decoder, output_slope, constant, settle)
 
     # latent = mean + scale * noise, and the KL adds its own terms in mean and log_var
-    unit = torch.full_like(latent, sign)
     from_scale, at_zero = pull(latent * relaxed.noise, relaxed.scale, settle)
-    from_mean, more = pull(unit, relaxed.kl_mean, settle)
-    from_log_var, most = pull(unit, relaxed.kl_log_var, settle)
-    heads = torch.cat([latent + from_mean, from_scale + from_log_var], 1)
-    constant = constant + _per_example(at_zero + more + most)
+    kl_mean, kl_log_var = (settle(b.lower if sign > 0 else b.upper) for b in (relaxed.kl_mean, relaxed.kl_log_var))
+    heads = torch.cat([latent + sign * kl_mean.slope, from_scale + sign * kl_log_var.slope], 1)
+    constant = constant + _per_example(at_zero + sign * (kl_mean.offset + kl_log_var.offset))
 
     form, constant = _pull_back(relaxed.encoder, heads, constant, settle)
     if relaxed.rounding is not None:
@@ -190,7 +188,8 @@ def _pull_back(stages: tuple[Stage, ...], form: Tensor, constant: Tensor, settle
 
 
 def _least(form: Tensor, box: Interval) -> Tensor:
-    return _per_example(form * box.center - form.abs() * box.radius)
+    # form * upper, and where the form is positive form * lower
+    return _per_example(torch.addcmul(form * box.upper, F.relu(form), box.lower - box.upper))
 
 
 def _per_example(terms: Tensor) -> Tensor:
@@ -240,7 +239,7 @@ class Zonotope:
 
     @property
     def box(self) -> Interval:
-        reach = torch.linalg.vector_norm(self.errors, 1, 2) + self.own
+        reach = self.errors.abs().sum(2) + self.own
         return Interval(self.center - reach, self.center + reach)
 
 
@@ -338,8 +337,9 @@ def _reach(forms: Tensor, errors: Tensor) -> Tensor:
     """sum over all errors of |forms . errors|:  [latent, batch, *shape], [batch, latent, all] -> [batch, units]."""
     rows = forms.flatten(2).permute(1, 2, 0)
     found = rows.new_empty(rows.shape[:2])  # at once: small results between large ones would fragment the memory
-    for part, own, out in zip(rows.split(CHUNK), errors.split(CHUNK), found.split(CHUNK), strict=True):
-        torch.linalg.vector_norm(part @ own, 1, 2, out=out)
+    for part, own, out in zip(rows, errors, found, strict=True):  # one by one, so that the product stays in the cache
+        some = own[:, own.any(0)]  # a unit whose sign is known has no error
+        torch.sum((part @ some).abs_(), 1, out=out)
     return found
 
 

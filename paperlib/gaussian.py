@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from paperlib.interval import Interval
-from paperlib.relaxation import Band, chord_above, concave, tangent
+from paperlib.relaxation import Band, Line, chord_above, concave
 from paperlib.rounding import FLOOR, UNITS, Rounding, magnitude
 
 
@@ -42,7 +42,8 @@ def scale_band(log_var: Interval) -> Band:
 
     above = chord_above(scale, slope, log_var)
     positive = above.slope.clamp(min=torch.finfo(above.slope.dtype).tiny)  # exp underflows, its logarithm must not
-    return Band(tangent(scale, slope, 2 * torch.log(2 * positive)), above)
+    twice = 2 * positive  # exp(v / 2) where its slope is that of the chord
+    return Band(Line(positive, twice - twice * torch.log(twice)), above)
 
 
 def kl(mean: Tensor, log_var: Tensor) -> Tensor:
@@ -75,7 +76,8 @@ def kl_rounding(mean: Interval, log_var: Interval) -> Rounding:
 
 def kl_bands(mean: Interval, log_var: Interval) -> tuple[Band, Band]:
     """Lines around the two terms of -KL, -mean^2 / 2 and (log_var + 1 - exp(log_var)) / 2: both are concave."""
-    of_mean = concave(lambda m: -_mean_term(m) / 2, torch.neg, mean)
+    slope = -mean.center  # of the chord of -mean^2 / 2, and of the tangent at the middle
+    of_mean = Band(Line(slope, mean.lower * mean.upper / 2), Line(slope, slope.square() / 2))
     of_log_var = concave(lambda v: -_log_var_term(v) / 2, lambda v: -torch.expm1(v) / 2, log_var)
     return of_mean, of_log_var
 

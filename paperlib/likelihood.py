@@ -14,7 +14,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from paperlib.interval import Interval
-from paperlib.relaxation import Choice, Line, Plane, chord_below, tangent
+from paperlib.relaxation import Choice, Line, Plane, chord_below, from_zero_on, relu_chord, tangent
 from paperlib.rounding import UNITS, Rounding, magnitude
 
 
@@ -104,13 +104,26 @@ def _minus_sigmoid(logit: Tensor) -> Tensor:
 
 
 def _mccormick(line: Line, output: Interval, at_low: Tensor, at_high: Tensor) -> Choice[Plane]:
-    # target * output + line(output), where the product is replaced by the plane that agrees with it at both outputs of
-    # its edge: at the lower output with one target, at the upper output with the other (McCormick 1976).
-    first = Plane(at_low + line.slope, output.lower, line.offset - at_low * output.lower)
-    second = Plane(at_high + line.slope, output.upper, line.offset - at_high * output.upper)
-    # start where the form on the target is nearest to 0
-    width = (output.upper - output.lower).clamp(min=torch.finfo(output.lower.dtype).tiny)
-    return Choice(first, second, (-output.lower / width).clamp(0, 1))
+    # target * output + line(output), where the product is replaced by a mixture of two planes: the first agrees with it
+    # at the lower output and one target, the second at the upper output and the other target (McCormick 1976).
+    low, high = output
+    span = at_high - at_low
+    # Start where the form on the target is nearest to 0: at the weight -low / (high - low), clipped, or 1 - of_low.
+    of_low, between = relu_chord(output)
+    above, below = F.relu(low), F.relu(-high)
+    start = Plane(
+        torch.addcmul(line.slope + at_high, of_low, span, value=-1),
+        above - below,
+        line.offset - at_low * above + at_high * below - between * span,
+    )
+
+    def at(weight: Tensor) -> Plane:
+        product = torch.lerp(at_low * low, at_high * high, weight)
+        return Plane(
+            line.slope + torch.lerp(at_low, at_high, weight), torch.lerp(low, high, weight), line.offset - product
+        )
+
+    return Choice(start, 1 - of_low.detach(), at)
 
 
 def _total(terms: Tensor) -> Tensor:
@@ -122,28 +135,27 @@ class _BernoulliLower(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, low: Tensor, high: Tensor, target_low: Tensor, target_high: Tensor) -> Tensor:
-        # t * l is smallest at the lower t where l >= 0 and at the upper t elsewhere; then the chord end in l decides.
-        first = torch.where(low >= 0, target_low, target_high)
-        second = torch.where(high >= 0, target_low, target_high)
-        at_low = (first * low).sub_(_softplus(low))
-        at_high = (second * high).sub_(_softplus(high))
-        is_low = at_low <= at_high
-        logit = torch.where(is_low, low, high)
-        ctx.save_for_backward(logit, torch.where(is_low, first, second), is_low)
+        # concave in l, so smallest at an end, and there linear in t
+        at_low = torch.minimum(target_low * low, target_high * low).sub_(_softplus(low))
+        at_high = torch.minimum(target_low * high, target_high * high).sub_(_softplus(high))
+        is_low = from_zero_on(at_high - at_low)
+        logit = torch.lerp(high, low, is_low)
+        ctx.save_for_backward(logit, target_low, target_high, is_low)
         return torch.minimum(at_low, at_high, out=at_low)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        logit, target, is_low = ctx.saved_tensors
-        of_logit = torch.sigmoid(logit).neg_().add_(target).mul_(gradient)
+        logit, target_low, target_high, is_low = ctx.saved_tensors
+        at_lower = from_zero_on(logit)  # t * l is smallest at the lower t where l >= 0
+        of_logit = torch.lerp(target_high, target_low, at_lower).sub_(torch.sigmoid(logit)).mul_(gradient)
         of_low = of_logit * is_low
         ends = of_low, of_logit.sub_(of_low)
         if not any(ctx.needs_input_grad[2:]):
             return (*ends, None, None)
         of_target = gradient * logit
-        at_low = of_target * (logit >= 0)
-        return (*ends, at_low, of_target - at_low)
+        of_target_low = of_target * at_lower
+        return (*ends, of_target_low, of_target.sub_(of_target_low))
 
 
 class Bernoulli(Likelihood):

@@ -40,18 +40,19 @@ Linear = TypeVar("Linear", Line, Plane)
 
 @dataclass(frozen=True)
 class Choice(Generic[Linear]):
-    """Two bounds on the same side, so that each mixture (1 - weight) * first + weight * second is a bound, too.
+    """Bounds on the same side, one for each weight, elementwise in [0, 1]: any of them may be used."""
 
-    `weight`, elementwise in [0, 1], is where a search for the best mixture starts.
-    """
-
-    first: Linear
-    second: Linear
+    start: Linear  # at(weight), where a search for the best begins; it alone has a gradient in the box
     weight: Tensor
+    at: Callable[[Tensor], Linear]
 
-    def at(self, weight: Tensor) -> Linear:
-        first, second = vars(self.first), vars(self.second)
-        return type(self.first)(**{name: torch.lerp(first[name], second[name], weight) for name in first})
+    @property
+    def first(self) -> Linear:
+        return self.at(torch.zeros_like(self.weight))
+
+    @property
+    def second(self) -> Linear:
+        return self.at(torch.ones_like(self.weight))
 
 
 @dataclass(frozen=True)
@@ -85,8 +86,8 @@ def relaxation_rule(layer: nn.Module, box: Interval) -> Relaxation:
 
 
 def start(bound: Linear | Choice[Linear]) -> Linear:
-    """The bound itself; of a choice, the mixture at its own weight."""
-    return bound.at(bound.weight) if isinstance(bound, Choice) else bound
+    """The bound itself; of a choice, the one at its own weight."""
+    return bound.start if isinstance(bound, Choice) else bound
 
 
 def pull(form: Tensor, band: Band, settle: Settle = start) -> tuple[Tensor, Tensor]:
@@ -100,10 +101,43 @@ def pull(form: Tensor, band: Band, settle: Settle = start) -> tuple[Tensor, Tens
         c' of the same shape, and the summands of d, to be added up over `shape`.
     """
     lower, upper = settle(band.lower), settle(band.upper)
-    positive = form > 0
-    slope = torch.where(positive, lower.slope, upper.slope)
-    offset = torch.where(positive, lower.offset, upper.offset)
-    return form * slope, form * offset
+    return _Pull.apply(form, lower.slope, lower.offset, upper.slope, upper.offset)
+
+
+class _Pull(torch.autograd.Function):
+    """`pull`: positive coefficients go through the lower line, negative ones through the upper line.
+
+    In sums and products alone, as choosing by a mask is several times as dear: that is not vectorised on the CPU.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, form: Tensor, low_slope: Tensor, low_offset: Tensor, high_slope: Tensor, high_offset: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(form, low_slope, low_offset, high_slope, high_offset)
+        positive, negative = form.clamp(min=0), form.clamp(max=0)
+        return (
+            torch.addcmul(positive * low_slope, negative, high_slope),
+            torch.addcmul(positive * low_offset, negative, high_offset),
+        )
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, of_slope: Tensor, of_offset: Tensor) -> tuple[Tensor | None, ...]:
+        form, low_slope, low_offset, high_slope, high_offset = ctx.saved_tensors
+        positive, negative = form.clamp(min=0), form.clamp(max=0)
+        of_form = None
+        if ctx.needs_input_grad[0]:
+            from_low = torch.addcmul(of_slope * low_slope, of_offset, low_offset)
+            from_high = torch.addcmul(of_slope * high_slope, of_offset, high_offset)
+            of_form = torch.lerp(from_high, from_low, form.sign().clamp_(min=0))
+        factors = ((positive, low_slope, of_slope), (positive, low_offset, of_offset))
+        factors += ((negative, high_slope, of_slope), (negative, high_offset, of_offset))
+        of_lines = (
+            (part * gradient).sum_to_size(line.shape) if needed else None
+            for (part, line, gradient), needed in zip(factors, ctx.needs_input_grad[1:], strict=True)
+        )
+        return of_form, *of_lines
 
 
 @dataclass(frozen=True)
@@ -119,9 +153,9 @@ def strip(band: Band, box: Interval) -> Strip:
     """The band between two lines of one slope, that of the upper line: its error has no part that is linear in v."""
     upper, lower = start(band.upper), start(band.lower)
     if isinstance(band.lower, Choice):
-        first, second = band.lower.first, band.lower.second
-        span = second.slope - first.slope
-        lower = band.lower.at(((upper.slope - first.slope) / torch.where(span == 0, 1.0, span)).clamp(0, 1))
+        first = band.lower.first.slope
+        span = band.lower.second.slope - first
+        lower = band.lower.at(((upper.slope - first) / torch.where(span == 0, 1.0, span)).clamp(0, 1))
     tilt = lower.slope - upper.slope
     bottom = lower.offset + torch.minimum(tilt * box.lower, tilt * box.upper)
     return Strip(upper.slope, (upper.offset + bottom) / 2, (upper.offset - bottom) / 2)
@@ -153,20 +187,24 @@ class _Chord(torch.autograd.Function):
     def forward(
         ctx: Any, low: Tensor, high: Tensor, at_low: Tensor, at_high: Tensor, least: Tensor, most: Tensor, farther: Any
     ) -> tuple[Tensor, Tensor]:
-        width = high - low
-        width.masked_fill_(width <= torch.finfo(width.dtype).tiny, math.inf)  # no quotient overflows
-        slope = ((at_high - at_low) / width).clamp(least, most)
-        ctx.save_for_backward(low, width, slope)
+        inverse = inverse_of((high - low).clamp_(min=0))
+        slope = (at_high - at_low).mul_(inverse).clamp_(least, most)
+        ctx.save_for_backward(low, inverse, slope)
         return slope, farther(at_low - slope * low, at_high - slope * high)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, of_slope: Tensor, of_offset: Tensor) -> tuple[Tensor | None, ...]:
         # slope = (at_high - at_low) / (high - low)  and  offset = at_low - slope * low
-        low, width, slope = ctx.saved_tensors
-        turn = (of_slope - of_offset * low).div_(width)
+        low, inverse, slope = ctx.saved_tensors
+        turn = torch.addcmul(of_slope, of_offset, low, value=-1).mul_(inverse)
         tilt = turn * slope
         return tilt - of_offset * slope, tilt.neg(), of_offset - turn, turn, None, None, None
+
+
+def inverse_of(width: Tensor) -> Tensor:
+    """1 / width for each width > 0, and 0 for 0; without overflow."""
+    return width.sign().div_(width.add_(torch.finfo(width.dtype).tiny))
 
 
 def tangent(function: Function, derivative: Function, at: Tensor) -> Line:
@@ -201,13 +239,47 @@ def _(layer: nn.ReLU | nn.LeakyReLU, box: Interval) -> Band:
     function = partial(F.leaky_relu, negative_slope=leak)  # never in place
     if leak > 1:
         return concave(function, lambda v: torch.where(v >= 0, torch.ones_like(v), leak), box)
-    # Below: the line of either end, which is one where the sign is known. Start: the smaller area.
-    low, high = box
-    zero, one = torch.zeros_like(low), torch.ones_like(low)
-    slopes = Interval(*(torch.where(sign, one, leak) for sign in (low >= 0, high > 0)))
-    first, second = (Line(slope, zero) for slope in slopes)
-    weight = (low + high > 0).to(low.dtype)
-    return Band(Choice(first, second, weight), _chord(torch.maximum, function, box, slopes))
+    # Below: a line through 0 of a slope between those of both ends. Start: the smaller area.
+    low, high = (end.detach() for end in box)
+    first, second = from_zero_on(low), high.sign().clamp_(min=0)
+    weight = (low + high).sign_().clamp_(min=0)
+
+    def below(weight: Tensor) -> Line:
+        return Line(torch.lerp(first, second, weight).mul_(1 - leak).add_(leak), torch.zeros_like(weight))
+
+    slope, offset = (part * (1 - leak) for part in _ReluChord.apply(*box))
+    return Band(Choice(below(weight), weight, below), Line(slope + leak, offset))
+
+
+def from_zero_on(values: Tensor) -> Tensor:
+    """1 where a value is not negative and 0 elsewhere, to multiply with: masks are not vectorised on the CPU."""
+    return values.sign().add_(1).clamp_(max=1)
+
+
+def relu_chord(box: Interval) -> tuple[Tensor, Tensor]:
+    """Slope and offset of the line through both ends of relu: p / (p + q) and p q / (p + q) over [-q, p]."""
+    return _ReluChord.apply(*box)
+
+
+class _ReluChord(torch.autograd.Function):
+    """`relu_chord`; where the sign is known p or q is 0, and the slope is 0 or 1."""
+
+    @staticmethod
+    def forward(ctx: Any, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+        p, q = high.clamp(min=0), low.clamp(max=0).neg_()
+        inverse = inverse_of(p + q)
+        slope = (p * inverse).clamp_(max=1)
+        ctx.save_for_backward(p, q, inverse)
+        return slope, torch.maximum(slope * q, torch.addcmul(p, slope, p, value=-1))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, of_slope: Tensor, of_offset: Tensor) -> tuple[Tensor, Tensor]:
+        p, q, inverse = ctx.saved_tensors
+        of_slope, share, rest = of_slope * inverse, p * inverse, q * inverse
+        of_p = torch.addcmul(of_slope, of_offset, rest).mul_(rest)
+        of_low = torch.addcmul(of_slope, of_offset, share, value=-1).mul_(share)
+        return of_low.mul_(q.sign()), of_p.mul_(p.sign())
 
 
 @relaxation_rule.register

@@ -145,6 +145,9 @@ def test_planes_are_below_and_above_the_density_on_a_dense_grid(
             assert 0 <= found.weight.item() <= 1
             shares = (0.0, 0.25, 0.5, 0.9, 1.0, found.weight.item())
             mixtures = [found.at(torch.full_like(found.weight, share)) for share in shares]
+            for part, same in zip(vars(found.start).values(), vars(mixtures[-1]).values(), strict=True):
+                torch.testing.assert_close(part, same, rtol=1e-12, atol=1e-12)
+            mixtures.append(found.start)
             assert mixtures[0] == found.first or torch.equal(mixtures[0].offset, found.first.offset)
         for plane in mixtures:
             slopes = torch.cat([plane.output_slope[0], plane.target_slope[0]])
@@ -251,8 +254,8 @@ def test_ranges_are_differentiable_in_both_boxes(likelihood: Likelihood) -> None
     def ends(*tensors: Tensor) -> Tensor:
         return torch.cat([*likelihood.bounds(Interval(*tensors[:2]), Interval(*tensors[2:]))])
 
-    with torch.no_grad():  # away from 0 and 1, where a one-sided difference would step over the logit's pole
-        leaves[2].clamp_(0.1, 0.9), leaves[3].clamp_(0.1, 0.9)
+    with torch.no_grad():  # away from 0 and 1, where a difference would step over the logit's pole, and from each other
+        leaves[2].clamp_(0.1, 0.4), leaves[3].clamp_(0.5, 0.9)
     assert torch.autograd.gradcheck(ends, leaves)
 
 
