@@ -131,8 +131,12 @@ class _Pull(torch.autograd.Function):
             from_low = torch.addcmul(of_slope * low_slope, of_offset, low_offset)
             from_high = torch.addcmul(of_slope * high_slope, of_offset, high_offset)
             of_form = torch.lerp(from_high, from_low, form.sign().clamp_(min=0))
-        factors = ((positive, low_slope, of_slope), (positive, low_offset, of_offset))
-        factors += ((negative, high_slope, of_slope), (negative, high_offset, of_offset))
+        factors = (
+            (positive, low_slope, of_slope),
+            (positive, low_offset, of_offset),
+            (negative, high_slope, of_slope),
+            (negative, high_offset, of_offset),
+        )
         of_lines = (
             (part * gradient).sum_to_size(line.shape) if needed else None
             for (part, line, gradient), needed in zip(factors, ctx.needs_input_grad[1:], strict=True)
