@@ -7,11 +7,11 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from paperlib import crown
 from paperlib.attack import pgd
 from paperlib.elbo import Target, certificate, elbo, elbo_terms
 from paperlib.interval import LinfBall
 from paperlib.progress import Progress
+from paperlib.refine import ROWS
 from paperlib.shards import dealt
 from paperlib.vae import VAE
 
@@ -124,9 +124,9 @@ def chunk_size(vae: VAE, x: Tensor, noise: Tensor, method: str, memory: float) -
             layer.register_forward_hook(lambda _layer, _inputs, output: units.append(output.numel()))
     elbo(probe, x[:1].double(), noise[:1].double())
     # In float64 numbers: held at the peak for each number that a layer puts out, and what does not grow with a chunk.
-    held, whole = {"ibp": 12, "crown-ibp": 32}.get(method, 2 * max(crown.ROWS, 2 * vae.latent_dim)), 0
+    held, whole = {"ibp": 12, "crown-ibp": 32}.get(method, max(ROWS, 2 * vae.latent_dim)), 0
     if method in REFINING:
-        whole = max(units) * sum(units)
+        whole = max(units) * sum(units) // 2
     size = (memory * 2**30 / 8 - whole) / (held * sum(units))
     return int(min(max(size, 1), 100 if method in REFINING else 500))
 

@@ -16,6 +16,7 @@ from paperlib import crown, gaussian
 from paperlib.boxes import Boxes, boxes, same_shape
 from paperlib.exact import exact_bounds
 from paperlib.interval import Interval, LinfBall
+from paperlib.refine import refine
 from paperlib.rounding import widen
 from paperlib.sound import SoundBoxes, sound_boxes
 from paperlib.vae import VAE
@@ -175,7 +176,7 @@ def _exact(vae: VAE, x: Tensor, ball: LinfBall, noise: Tensor, target: Target, t
 
 def _relaxed(vae: VAE, known: Boxes, noise: Tensor, sound: SoundBoxes | None, method: Method) -> crown.Relaxed:
     relaxed = crown.relax(vae, known, noise, sound)
-    return crown.refine(relaxed) if method == "crown" else relaxed
+    return refine(relaxed) if method == "crown" else relaxed
 
 
 def _best(vae: VAE, budget: int) -> tuple[Method, int]:

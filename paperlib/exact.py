@@ -17,6 +17,7 @@ from torch import Tensor
 from paperlib import crown, gaussian
 from paperlib.boxes import boxes
 from paperlib.interval import Interval
+from paperlib.refine import refine
 from paperlib.vae import VAE
 
 DIMENSIONS = 3  # of an input, at most: the number of parts grows exponentially with them
@@ -72,15 +73,13 @@ def exact_bounds(vae: VAE, box: Interval, noise: Tensor, target: Interval, tol: 
         loose = relaxed(part, example)
         known = loose.known
         interval = vae.likelihood.lower(known.output, known.target) - gaussian.kl_upper(known.mean, known.log_var)
-        return torch.maximum(interval, crown.lower(crown.refine(loose)))
+        return torch.maximum(interval, crown.lower(refine(loose)))
 
     def above(part: Interval, example: Tensor) -> Tensor:
         loose = relaxed(part, example)
         known = loose.known
         kl = gaussian.kl_bounds(known.mean, known.log_var)
-        return torch.minimum(
-            vae.likelihood.upper(known.output, known.target) - kl.lower, crown.upper(crown.refine(loose))
-        )
+        return torch.minimum(vae.likelihood.upper(known.output, known.target) - kl.lower, crown.upper(refine(loose)))
 
     lower = minimum(value, below, box, tol)
     upper = -minimum(lambda x, example: -value(x, example), lambda part, example: -above(part, example), box, tol)

@@ -25,8 +25,9 @@ from paperlib import crown, gaussian
 from paperlib.boxes import Boxes, boxes
 from paperlib.elbo import Method, Target, certificate
 from paperlib.interval import Interval, LinfBall, UnsupportedLayerError, apply_rule, interval_rule, layers, trace
+from paperlib.lines import Band, Line
 from paperlib.progress import Progress
-from paperlib.relaxation import Affine, Band, Line, relaxation_rule
+from paperlib.relaxation import Affine, relaxation_rule
 from paperlib.vae import VAE
 
 NOISE_BOXES = [2.5 + step / 4 for step in range(19)]  # candidates for c, up to 7

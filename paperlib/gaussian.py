@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from paperlib.interval import Interval
-from paperlib.relaxation import Band, Line, chord_above, concave
+from paperlib.lines import Band, Line, chord_above, chord_below, tangent
 from paperlib.rounding import FLOOR, UNITS, Rounding, magnitude
 
 
@@ -74,12 +74,24 @@ def kl_rounding(mean: Interval, log_var: Interval) -> Rounding:
     return Rounding(UNITS["expm1"] + 2 + terms.shape[-1], terms.sum(-1) / 2)
 
 
-def kl_bands(mean: Interval, log_var: Interval) -> tuple[Band, Band]:
-    """Lines around the two terms of -KL, -mean^2 / 2 and (log_var + 1 - exp(log_var)) / 2: both are concave."""
-    slope = -mean.center  # of the chord of -mean^2 / 2, and of the tangent at the middle
-    of_mean = Band(Line(slope, mean.lower * mean.upper / 2), Line(slope, slope.square() / 2))
-    of_log_var = concave(lambda v: -_log_var_term(v) / 2, lambda v: -torch.expm1(v) / 2, log_var)
-    return of_mean, of_log_var
+def kl_below(mean: Interval, log_var: Interval) -> tuple[Line, Line]:
+    """Lines below the two terms of -KL, -mean^2 / 2 and (log_var + 1 - exp(log_var)) / 2: chords of concave terms."""
+    of_mean = Line(-mean.center, mean.lower * mean.upper / 2)
+    return of_mean, chord_below(_minus_log_var_term, _log_var_slope, log_var)
+
+
+def kl_above(mean: Interval, log_var: Interval) -> tuple[Line, Line]:
+    """Lines above the two terms of -KL: their tangents at the middle."""
+    middle = mean.center
+    return Line(-middle, middle.square() / 2), tangent(_minus_log_var_term, _log_var_slope, log_var.center)
+
+
+def _minus_log_var_term(log_var: Tensor) -> Tensor:
+    return -_log_var_term(log_var) / 2
+
+
+def _log_var_slope(log_var: Tensor) -> Tensor:
+    return -torch.expm1(log_var) / 2
 
 
 def _mean_term(mean: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from paperlib.interval import Interval
-from paperlib.relaxation import Choice, Line, Plane, chord_below, from_zero_on, relu_chord, tangent
+from paperlib.lines import Choice, Line, Plane, chord_below, from_zero_on, relu_chord, tangent
 from paperlib.rounding import UNITS, Rounding, magnitude
 
 

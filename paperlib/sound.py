@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from paperlib import gaussian
 from paperlib.boxes import Boxes, same_shape
 from paperlib.interval import Interval, LinfBall, apply_rule, interval_rule, layers
-from paperlib.relaxation import Affine, Band, Choice, Plane, Relaxation
+from paperlib.lines import Band, Choice, Plane
+from paperlib.relaxation import Affine, Relaxation
 from paperlib.rounding import Rounding, check_deployed, gamma, magnitude, rounding_rule, unit_roundoff, widen
 from paperlib.vae import VAE
 
@@ -115,12 +116,16 @@ class FormRounding:
     kl: Tensor  # [batch]
 
     @classmethod
-    def of(
-        cls, sound: SoundBoxes, known: Boxes, noise: Tensor, scale: Band, kl_mean: Band, kl_log_var: Band
-    ) -> "FormRounding":
+    def of(cls, sound: SoundBoxes, known: Boxes, noise: Tensor, scale: Band) -> "FormRounding":
         mean, log_var = magnitude(known.mean), magnitude(known.log_var)
         latent = sound.latent + UNIT * (mean + noise.abs() * _band_size(scale, log_var))
-        return cls(latent, UNIT * (_band_size(kl_mean, mean) + _band_size(kl_log_var, log_var)).sum(1))
+        of_mean, of_log_var = (
+            Band(*lines)
+            for lines in zip(
+                gaussian.kl_below(known.mean, known.log_var), gaussian.kl_above(known.mean, known.log_var), strict=True
+            )
+        )
+        return cls(latent, UNIT * (_band_size(of_mean, mean) + _band_size(of_log_var, log_var)).sum(1))
 
 
 def form_size(layer: nn.Module, box: Interval, relaxation: Relaxation) -> Tensor:

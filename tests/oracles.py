@@ -17,6 +17,7 @@ from paperlib import VAE, Bernoulli, Gaussian, Interval, LinfBall, conv_vae, cro
 from paperlib.boxes import boxes
 from paperlib.elbo import certificate
 from paperlib.likelihood import Likelihood
+from paperlib.refine import refine
 
 ROUNDING = 1e-12
 LIKELIHOODS: dict[str, Callable[[], Likelihood]] = {
@@ -124,10 +125,10 @@ def hard_points(vae: VAE, x: Tensor, eps: float, noise: Tensor, target: str, tur
 
 
 def audit_refined_boxes(vae: VAE, x: Tensor, eps: float, noise: Tensor, points: Tensor) -> None:
-    """Fails unless each box of `crown.refine` holds its layer's input at all points, and lies in its interval box."""
+    """Fails unless each box of `refine` holds its layer's input at all points, and lies in its interval box."""
     ball = LinfBall(eps).box(x)
     known = boxes(vae, ball, noise, ball)
-    refined = crown.refine(crown.relax(vae, known, noise))
+    refined = refine(crown.relax(vae, known, noise))
     *encoder, heads = trail(vae.encoder, points)
     mean, log_var = heads.chunk(2, -1)
     values = [*encoder, mean, log_var, *trail(vae.decoder, mean + log_var.exp().sqrt() * noise)]

@@ -15,7 +15,7 @@ from torch.distributions import Normal
 from paperlib import Bernoulli, Gaussian, Interval, LinfBall, elbo, elbo_bounds, mlp_vae
 from paperlib import likelihood as likelihood_module
 from paperlib.likelihood import Likelihood
-from paperlib.relaxation import Choice
+from paperlib.lines import Choice
 
 UNIT = st.floats(0, 1)
 TARGET = st.tuples(UNIT, UNIT).map(sorted) | UNIT.map(lambda t: [t, t]) | st.sampled_from([[0.0, 1.0], [0.0, 0.0]])

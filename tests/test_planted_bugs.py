@@ -11,8 +11,21 @@ from oracles import CASES, LIKELIHOODS, TARGETS, audit, audit_case
 from torch import Tensor
 from torch.nn import functional as F
 
-from paperlib import Bernoulli, Gaussian, Interval, LinfBall, crown, gaussian, interval, likelihood, relaxation
-from paperlib.relaxation import Affine, Band, Choice, Line, Plane, Strip, chord_below, relaxation_rule
+from paperlib import (
+    Bernoulli,
+    Gaussian,
+    Interval,
+    LinfBall,
+    crown,
+    gaussian,
+    interval,
+    likelihood,
+    lines,
+    refine,
+    relaxation,
+)
+from paperlib.lines import Band, Choice, Line, Plane, Strip
+from paperlib.relaxation import Affine, relaxation_rule
 
 elbo = import_module("paperlib.elbo")  # the module: `paperlib.elbo` as an attribute is the function
 Plant = Callable[[pytest.MonkeyPatch], None]
@@ -238,23 +251,22 @@ def test_the_audit_of_linear_bounds_passes_without_a_bug(method: str) -> None:
     audit_linear(method)
 
 
-real_relax, real_pull, real_strip, real_least = crown.relax, crown.pull, crown.strip, crown._least
-real_zonotope, real_reach, real_mccormick = crown._zonotope, crown._reach, likelihood._mccormick
-real_bands, real_below, real_above = gaussian.kl_bands, Gaussian.plane_below, Gaussian.plane_above
+real_relax, real_pull, real_strip, real_zonotope = crown.relax, crown.pull, refine.strip, refine._zonotope
+real_mccormick, real_kl_below, real_below = likelihood._mccormick, gaussian.kl_below, Gaussian.plane_below
 
 
 @linear_bug(crown, "pull")
-def the_lower_and_the_upper_line_are_exchanged(form: Tensor, band: Band, settle: Callable = relaxation.start) -> tuple:
+def the_lower_and_the_upper_line_are_exchanged(form: Tensor, band: Band, settle: Callable = lines.start) -> tuple:
     return real_pull(form, Band(band.upper, band.lower), settle)
 
 
 @linear_bug(crown, "pull")
-def the_lower_line_serves_both_signs(form: Tensor, band: Band, settle: Callable = relaxation.start) -> tuple:
+def the_lower_line_serves_both_signs(form: Tensor, band: Band, settle: Callable = lines.start) -> tuple:
     return real_pull(form, Band(band.lower, band.lower), settle)
 
 
 @linear_bug(crown, "pull")
-def the_offset_of_a_line_is_forgotten(form: Tensor, band: Band, settle: Callable = relaxation.start) -> tuple:
+def the_offset_of_a_line_is_forgotten(form: Tensor, band: Band, settle: Callable = lines.start) -> tuple:
     pulled, offset = real_pull(form, band, settle)
     return pulled, 0 * offset
 
@@ -274,33 +286,33 @@ def the_noise_has_the_wrong_sign(vae: object, known: object, noise: Tensor, *mor
     return replace(real_relax(vae, known, noise, *more), noise=-noise)
 
 
-@linear_bug(gaussian, "kl_bands")
-def the_divergence_has_no_lines(mean: Interval, log_var: Interval) -> tuple[Band, Band]:
-    nothing = Line(torch.zeros_like(mean.lower), torch.zeros_like(mean.lower))
-    return Band(nothing, nothing), Band(nothing, nothing)
+def nothing(box: Interval) -> Line:
+    return Line(torch.zeros_like(box.lower), torch.zeros_like(box.lower))
 
 
-@linear_bug(gaussian, "kl_bands")
-def the_divergence_of_the_log_variance_is_forgotten(mean: Interval, log_var: Interval) -> tuple[Band, Band]:
-    nothing = Line(torch.zeros_like(mean.lower), torch.zeros_like(mean.lower))
-    return real_bands(mean, log_var)[0], Band(nothing, nothing)
+@linear_bug(gaussian, "kl_below")
+def the_divergence_has_no_lines(mean: Interval, log_var: Interval) -> tuple[Line, Line]:
+    return nothing(mean), nothing(log_var)
 
 
-@linear_bug(gaussian, "concave")
-def a_concave_term_has_its_chord_above(function: Callable, derivative: Callable, box: Interval) -> Band:
-    chord = chord_below(function, derivative, box)
-    return Band(chord, chord)
+@linear_bug(gaussian, "kl_below")
+def the_divergence_of_the_log_variance_is_forgotten(mean: Interval, log_var: Interval) -> tuple[Line, Line]:
+    return real_kl_below(mean, log_var)[0], nothing(log_var)
 
 
-@linear_bug(gaussian, "concave")
-def a_concave_term_has_its_tangent_below(function: Callable, derivative: Callable, box: Interval) -> Band:
-    touching = relaxation.tangent(function, derivative, box.center)
-    return Band(touching, touching)
+@linear_bug(gaussian, "kl_above")
+def the_divergence_has_its_chords_above(mean: Interval, log_var: Interval) -> tuple[Line, Line]:
+    return real_kl_below(mean, log_var)
+
+
+@linear_bug(gaussian, "chord_below")
+def a_concave_term_has_its_tangent_below(function: Callable, derivative: Callable, box: Interval) -> Line:
+    return lines.tangent(function, derivative, box.center)
 
 
 @linear_bug(gaussian, "chord_above")
 def the_spread_has_its_tangent_above(function: Callable, derivative: Callable, box: Interval) -> Line:
-    return relaxation.tangent(function, derivative, box.center)
+    return lines.tangent(function, derivative, box.center)
 
 
 @linear_bug(likelihood, "_mccormick")
@@ -328,41 +340,41 @@ def the_chord_of_the_density_is_above(self: Gaussian, output: Interval, target: 
 
 @linear_bug(relaxation, "sigmoidal")
 def a_bent_layer_has_its_chord_on_both_sides(function: Callable, derivative: Callable, box: Interval) -> Band:
-    chord = relaxation.chord_above(function, derivative, box)
+    chord = lines.chord_above(function, derivative, box)
     return Band(chord, chord)
 
 
-@linear_bug(crown, "strip")
+@linear_bug(refine, "strip")
 def the_radius_of_a_strip_is_halved(band: Band, box: Interval) -> Strip:
     found = real_strip(band, box)
     return replace(found, radius=found.radius / 2)
 
 
-@linear_bug(crown, "strip")
+@linear_bug(refine, "strip")
 def the_middle_of_a_strip_is_its_top(band: Band, box: Interval) -> Strip:
     found = real_strip(band, box)
     return replace(found, middle=found.middle + found.radius)
 
 
-@linear_bug(crown, "_zonotope")
+@linear_bug(refine, "_zonotope")
 def the_errors_of_a_zonotope_are_dropped(stages: object, box: Interval, forms: Tensor) -> object:
     found = real_zonotope(stages, box, forms)
     return replace(found, errors=0 * found.errors)
 
 
-@linear_bug(crown, "_zonotope")
+@linear_bug(refine, "_zonotope")
 def only_the_errors_of_the_input_are_kept(stages: object, box: Interval, forms: Tensor) -> object:
     found = real_zonotope(stages, box, forms)
     return replace(found, errors=found.errors[..., -box.lower[0].numel() :])
 
 
-@linear_bug(crown, "_zonotope")
+@linear_bug(refine, "_zonotope")
 def the_center_of_a_zonotope_is_that_of_one_with_no_bias(stages: object, box: Interval, forms: Tensor) -> object:
     found = real_zonotope(stages, box, forms)
     return replace(found, center=(found.errors * 0).sum(2))
 
 
-@linear_bug(crown, "_reach")
+@linear_bug(refine, "_reach")
 def errors_cancel_instead_of_adding_up(forms: Tensor, errors: Tensor) -> Tensor:
     return torch.einsum("lbu,ble->bu", forms.flatten(2), errors).abs()
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from paperlib import LinfBall, elbo, interval_rule, propagate, relaxation_rule
 from paperlib.front_experiments import front_models
-from paperlib.relaxation import pull
+from paperlib.lines import pull
 from paperlib.results import ROOT
 from paperlib.rows import write_rows
 from paperlib.tables import by_method, markdown

@@ -17,20 +17,19 @@ from torch import Tensor, nn
 
 from paperlib import VAE, Bernoulli, Interval, LinfBall, elbo_bounds, interval_rule
 from paperlib.interval import UnsupportedLayerError, affine, apply_rule
-from paperlib.relaxation import (
-    Affine,
+from paperlib.lines import (
     Band,
     Choice,
     Line,
     chord_above,
     chord_below,
     pull,
-    relaxation_rule,
     relu_chord,
     sigmoidal,
     start,
     strip,
 )
+from paperlib.relaxation import Affine, relaxation_rule
 
 ULPS = 8 * torch.finfo(torch.float64).eps
 LAYERS = [
