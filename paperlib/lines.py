@@ -133,8 +133,8 @@ def strip(band: Band, box: Interval) -> Strip:
     return Strip(upper.slope, (upper.offset + bottom) / 2, (upper.offset - bottom) / 2)
 
 
-# A chord's slope is clamped to the derivatives at both ends, between which it lies: where the ends
-# almost coincide the quotient is rounding noise. For any slope the offset is then chosen so that the line is a bound.
+# A chord's slope is clamped to the derivatives at both ends, between which it lies: where the ends almost coincide the
+# quotient is rounding noise. For any slope the offset is then chosen so that the line is a bound.
 
 
 def chord_above(function: Function, derivative: Function, box: Interval) -> Line:

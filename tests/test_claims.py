@@ -235,9 +235,8 @@ def test_training_on_the_linear_bound_pays_ten_nats_for_no_certificate(tighter: 
     part = tighter[tighter["kappa"] == kappa]
     mean = part.groupby("bound")[["clean", "crown_ibp", "few_crown"]].mean()
     assert mean.loc["crown-ibp", "clean"] > mean.loc["ibp", "clean"] + 10
-    # by CROWN on the first images; by CROWN-IBP on all of them they agree at kappa = 0.5, to a tenth of a nat
-    assert mean.loc["crown-ibp", "few_crown"] >= mean.loc["ibp", "few_crown"]
-    assert mean.loc["crown-ibp", "crown_ibp"] >= mean.loc["ibp", "crown_ibp"] - 0.1
+    for certificate in ("few_crown", "crown_ibp"):  # by CROWN on the first images, by CROWN-IBP on all of them
+        assert mean.loc["crown-ibp", certificate] >= mean.loc["ibp", certificate]
 
 
 def test_every_model_of_the_front_is_in_order(tighter: pd.DataFrame) -> None:
