@@ -41,6 +41,7 @@ class Stage:
 
     @classmethod
     def of(cls, place: str, layer: nn.Module, box: Interval, rounding: Tensor | None) -> "Stage":
+        """The layer's linear bounds over its box; with `rounding`, for the layer as it is deployed."""
         relaxation = apply_rule(relaxation_rule, place, layer, box)
         error = None if rounding is None else rounding + UNIT * form_size(layer, box, relaxation)
         return cls(place, layer, box, relaxation, rounding, error)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from paperlib import gaussian
 from paperlib.boxes import Boxes, same_shape
 from paperlib.interval import Interval, LinfBall, apply_rule, interval_rule, layers
-from paperlib.lines import Band, Choice, Plane
+from paperlib.lines import Band, Choice, Line, Plane
 from paperlib.relaxation import Affine, Relaxation
 from paperlib.rounding import Rounding, check_deployed, gamma, magnitude, rounding_rule, unit_roundoff, widen
 from paperlib.vae import VAE
@@ -119,13 +119,13 @@ class FormRounding:
     def of(cls, sound: SoundBoxes, known: Boxes, noise: Tensor, scale: Band) -> "FormRounding":
         mean, log_var = magnitude(known.mean), magnitude(known.log_var)
         latent = sound.latent + UNIT * (mean + noise.abs() * _band_size(scale, log_var))
-        of_mean, of_log_var = (
-            Band(*lines)
-            for lines in zip(
-                gaussian.kl_below(known.mean, known.log_var), gaussian.kl_above(known.mean, known.log_var), strict=True
-            )
+        below, above = (side(known.mean, known.log_var) for side in (gaussian.kl_below, gaussian.kl_above))
+        of_kl = (
+            _line_size(line, largest)
+            for lines in (below, above)
+            for line, largest in zip(lines, (mean, log_var), strict=True)
         )
-        return cls(latent, UNIT * (_band_size(of_mean, mean) + _band_size(of_log_var, log_var)).sum(1))
+        return cls(latent, UNIT * torch.stack([*of_kl]).sum((0, 2)))
 
 
 def form_size(layer: nn.Module, box: Interval, relaxation: Relaxation) -> Tensor:
@@ -146,5 +146,9 @@ def _band_size(band: Band, largest: Tensor) -> Tensor:
     size = torch.zeros_like(largest)
     for bound in (band.lower, band.upper):
         for line in (bound.first, bound.second) if isinstance(bound, Choice) else (bound,):
-            size = size + line.slope.abs() * largest + line.offset.abs()
+            size = size + _line_size(line, largest)
     return size
+
+
+def _line_size(line: Line, largest: Tensor) -> Tensor:
+    return line.slope.abs() * largest + line.offset.abs()

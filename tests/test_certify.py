@@ -260,7 +260,8 @@ def test_memory_does_not_grow_with_the_number_of_images(how: dict[str, Any]) -> 
     x = torch.rand(8 * chunk, 784)
     once = peak(vae, x[:chunk].clone(), SMALL, **how)
     assert peak(vae, x, SMALL, **how) == once
-    assert peak(vae, x, 8 * SMALL, **how) > 4 * once, "a larger budget is used"
+    fixed = peak(vae, x[:1].clone(), SMALL, **how)  # with the model's copy in float64
+    assert peak(vae, x, 8 * SMALL, **how) - fixed > 7 * (once - fixed), "a larger budget is used"
 
 
 NETWORKS = {"mlp": lambda: mlp_vae((784,), (8, 8), 4), "conv": lambda: conv_vae((1, 12, 12), (4, 8), 4)}
