@@ -60,7 +60,7 @@ def test_train_keeps_model_and_history_under_the_digest(here: Path, capsys: pyte
     history = read_rows(folder / "history.csv", CONFIG.as_dict())
     assert history["step"].tolist() == [20]
     header = read_header(folder / "history.csv")
-    assert header["dataset"] == "two-moons" and header["seconds"] > 0 and len(header["checksum"]) == 64
+    assert header["dataset"] == "two-moons" and header["seconds"] >= 0 and len(header["checksum"]) == 64
     vae, data = load(folder / "model.safetensors", CONFIG), load_dataset("two-moons")
     x = data.x[-409:]  # held out
     noise = torch.randn(409, 4, generator=torch.Generator().manual_seed(CONFIG.seed))
