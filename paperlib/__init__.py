@@ -1,35 +1,41 @@
 """Variational auto-encoders with a certified lower bound of the ELBO (proVAE, arXiv 2004.10608)."""
 
-import warnings
-
-from paperlib.attack import fgsm, pgd
-from paperlib.certify import certify
-from paperlib.checkpoint import load, save
-from paperlib.config import TrainConfig
-from paperlib.data import load_dataset
-from paperlib.elbo import elbo, elbo_bounds
-from paperlib.expected import certify_expected
-from paperlib.interval import Interval, LinfBall, interval_rule, propagate
-from paperlib.likelihood import Bernoulli, Gaussian
-from paperlib.relaxation import relaxation_rule
-from paperlib.rounding import rounding_rule
-from paperlib.train import train
-from paperlib.vae import VAE, conv_vae, mlp_vae
-
-# `python -m paperlib.train` runs a module that this file has imported: harmless, as it holds nothing but its command.
-warnings.filterwarnings(
-    "ignore", r"'paperlib\.\w+' found in sys\.modules after import of package 'paperlib'", RuntimeWarning
-)
+from paperlib.bounds.interval import Interval, interval_rule, propagate
+from paperlib.bounds.relaxation import relaxation_rule
+from paperlib.bounds.rounding import rounding_rule
+from paperlib.certificates.api import certificate, elbo_bounds
+from paperlib.certificates.auto import Auto
+from paperlib.certificates.branch_and_bound import BranchAndBound
+from paperlib.certificates.crown import Crown, CrownIBP
+from paperlib.certificates.evaluation import certify
+from paperlib.certificates.expected import certify_expected
+from paperlib.certificates.ibp import IBP
+from paperlib.data.datasets import load_dataset
+from paperlib.models.elbo import elbo
+from paperlib.models.likelihood import Bernoulli, Gaussian
+from paperlib.models.vae import VAE, conv_vae, mlp_vae
+from paperlib.threats.attacks import fgsm, pgd
+from paperlib.threats.balls import LinfBall
+from paperlib.training.checkpoint import load, save
+from paperlib.training.config import TrainConfig
+from paperlib.training.loop import train
+from paperlib.training.loss import robust_loss
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "IBP",
     "VAE",
+    "Auto",
     "Bernoulli",
+    "BranchAndBound",
+    "Crown",
+    "CrownIBP",
     "Gaussian",
     "Interval",
     "LinfBall",
     "TrainConfig",
+    "certificate",
     "certify",
     "certify_expected",
     "conv_vae",
@@ -43,6 +49,7 @@ __all__ = [
     "pgd",
     "propagate",
     "relaxation_rule",
+    "robust_loss",
     "rounding_rule",
     "save",
     "train",

@@ -1,6 +1,6 @@
 """What a training step and a certificate cost, as ratios beside their targets.
 
-`python -m scripts.bench` lets all contestants take turns in one process, round by round, so that whatever else the
+`python -m scripts.bench` lets all cases take turns in one process, round by round, so that whatever else the
 machine does disturbs them alike; a ratio is the median of its values in the rounds. Times are no result of the paper:
 a ratio that misses its target is reported and nothing else.
 """
@@ -18,20 +18,17 @@ import tyro
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
-from paperlib.attack import pgd
-from paperlib.compute import keep_memory
-from paperlib.config import TrainConfig
-from paperlib.cost_plots import cost
-from paperlib.data import checksum, load_dataset
-from paperlib.elbo import Method, certificate, elbo_terms
-from paperlib.interval import LinfBall
-from paperlib.plots import style
-from paperlib.progress import Progress
-from paperlib.results import Results
-from paperlib.rows import read_header, write_rows
-from paperlib.tables import markdown
-from paperlib.train import robust_loss
-from paperlib.vae import VAE, conv_vae, mlp_vae
+from paperlib import VAE, Crown, LinfBall, TrainConfig, certificate, conv_vae, load_dataset, mlp_vae, pgd, robust_loss
+from paperlib.certificates.method import Method
+from paperlib.data.datasets import data_origin
+from paperlib.models.elbo import elbo_terms
+from paperlib.paper.plots.cost import cost
+from paperlib.paper.plots.style import style
+from paperlib.paper.results import Results
+from paperlib.paper.tables import markdown
+from paperlib.runtime.device import tune_malloc
+from paperlib.runtime.progress import Progress
+from paperlib.runtime.rows import read_header, write_rows
 from scripts.bench_report import ratio_table, ratios, step_table
 
 DATASET = "mnist5k"  # needs no network
@@ -39,7 +36,7 @@ PRODUCT = re.compile("mm|conv")  # in torch's names of matrix products and convo
 
 
 @dataclass(frozen=True)
-class Options:
+class BenchmarkOptions:
     """Measure what steps and certificates cost; write rows and figure."""
 
     quick: bool = False
@@ -47,7 +44,7 @@ class Options:
 
 
 @dataclass(frozen=True)
-class Sizes:
+class BenchmarkSizes:
     rounds: int = 30
     seconds: float = 150.0  # no round begins later: a busy machine gets fewer rounds, not more minutes
     repeats: int = 5  # steps in a row, as in training
@@ -56,18 +53,20 @@ class Sizes:
     conv_batch: int = 64
     images: int = 500  # at a time by `certify`
     refined: int = 100  # at a time by `certify` with a method that refines boxes
-    search_steps: int = 10
+    alpha_steps: int = 10
     attack_steps: int = 10
     # Small, as no network here is trained: at 0.1 its logits are of a size that training never meets, where exp
     # underflows and takes several times as long.
     eps: float = 0.01
 
 
-QUICK = Sizes(rounds=2, repeats=1, batch=4, hidden=8, conv_batch=2, images=4, refined=2, search_steps=1, attack_steps=1)
+QUICK = BenchmarkSizes(
+    rounds=2, repeats=1, batch=4, hidden=8, conv_batch=2, images=4, refined=2, alpha_steps=1, attack_steps=1
+)
 
 
 @dataclass(frozen=True)
-class Contestant:
+class BenchmarkCase:
     """`kind` is "step", "products" (the bare ones of the step of the same name) or "image"."""
 
     kind: str
@@ -90,7 +89,7 @@ def _clock(call: Callable[[], object], repeats: int) -> float:
     return (perf_counter() - begin) / repeats
 
 
-def step(vae: VAE, x: Tensor, ball: LinfBall, kappa: float, bound: Method = "ibp") -> Callable[[], None]:
+def step(vae: VAE, x: Tensor, ball: LinfBall, kappa: float, bound: str = "ibp") -> Callable[[], None]:
     """One step of `train`, on weights of its own that stay as they are, so that each round does the same work."""
     vae = copy.deepcopy(vae).train()
     noise = torch.randn(len(x), vae.latent_dim)
@@ -106,18 +105,18 @@ def step(vae: VAE, x: Tensor, ball: LinfBall, kappa: float, bound: Method = "ibp
     return call
 
 
-def products(vae: VAE, batch: int, passes: int, forms: int = 0) -> Callable[[], None]:
+def products(vae: VAE, batch: int, passes: int, backward_passes: int = 0) -> Callable[[], None]:
     """Nothing but the matrix products of a step: for each layer one forward, and backward one for the input and one
 
-    for the weight, as often as numbers pass through the network and linear forms are pulled back through it.
+    for the weight, as often as numbers pass through the network and coefficients are substituted backward through it.
     """
     forward, backward = [], []
     for layer in (module for module in vae.modules() if isinstance(module, nn.Linear)):
         x, gradient, weight = torch.rand(batch, layer.in_features), torch.rand(batch, layer.out_features), layer.weight
         forward.append((x, weight.detach().T))
         backward += [(gradient, weight.detach()), (gradient.T, x)]
-    # The network's input needs no gradient, but a form is pulled back to it. A form's products are of a pass's shapes.
-    pairs = (forward + backward[:0:-1]) * passes + (forward + backward[::-1]) * forms
+    # The network's input needs no gradient, but backward substitution goes down to it, by products of the same shapes as a pass's.
+    pairs = (forward + backward[:0:-1]) * passes + (forward + backward[::-1]) * backward_passes
 
     def call() -> None:
         for left, right in pairs:
@@ -126,12 +125,12 @@ def products(vae: VAE, batch: int, passes: int, forms: int = 0) -> Callable[[], 
     return call
 
 
-def contestants(sizes: Sizes) -> list[Contestant]:
+def cases(sizes: BenchmarkSizes) -> list[BenchmarkCase]:
     data = load_dataset(DATASET)
     ball, vae, conv = data.ball(sizes.eps), mlp_vae(data.shape, hidden=(sizes.hidden,)), conv_vae()
     x, pictures = data.x[: sizes.batch], data.x[: sizes.conv_batch].view(-1, 1, 28, 28)
     # kappa, bound, and what passes through the network: the input, or centre and radius of its box, or all three
-    steps: dict[str, tuple[float, Method, int]] = {
+    steps: dict[str, tuple[float, str, int]] = {
         "VAE": (1.0, "ibp", 1),
         "proVAE kappa=0": (0.0, "ibp", 2),
         "proVAE kappa=0.5": (0.5, "ibp", 3),
@@ -140,44 +139,44 @@ def contestants(sizes: Sizes) -> list[Contestant]:
     }
     found = []
     for name, (kappa, bound, passes) in steps.items():
-        bare = products(vae, len(x), passes, forms=int(bound != "ibp"))
-        found.append(Contestant("step", name, step(vae, x, ball, kappa, bound), sizes.repeats))
-        found.append(Contestant("products", name, bare, sizes.repeats))
+        bare = products(vae, len(x), passes, backward_passes=int(bound != "ibp"))
+        found.append(BenchmarkCase("step", name, step(vae, x, ball, kappa, bound), sizes.repeats))
+        found.append(BenchmarkCase("products", name, bare, sizes.repeats))
     for name, kappa in (("conv VAE", 1.0), ("conv proVAE kappa=0", 0.0)):
-        found.append(Contestant("step", name, step(conv, pictures, ball, kappa), sizes.repeats))
+        found.append(BenchmarkCase("step", name, step(conv, pictures, ball, kappa), sizes.repeats))
     return found + per_image(vae.in_float64(), data.x[: sizes.images].double(), ball, sizes)
 
 
-def per_image(vae: VAE, x: Tensor, ball: LinfBall, sizes: Sizes) -> list[Contestant]:
+def per_image(vae: VAE, x: Tensor, ball: LinfBall, sizes: BenchmarkSizes) -> list[BenchmarkCase]:
     """Clean ELBO, a step of the attack and each certificate, as `certify` computes them."""
     noise = torch.randn(len(x), vae.latent_dim, dtype=x.dtype)
     quietly = torch.no_grad()
 
-    def certified(method: Method, images: int, search_steps: int = 0) -> Contestant:
+    def certified(name: str, images: int, method: str | Method) -> BenchmarkCase:
         part, draw = x[:images], noise[:images]
-        call = quietly(lambda: certificate(vae, part, ball, draw, method=method, steps=search_steps))
-        return Contestant("image", method, call, count=len(part))
+        call = quietly(lambda: certificate(vae, part, ball, draw, method))
+        return BenchmarkCase("image", name, call, count=len(part))
 
     def attack(steps: int) -> Callable[[], Tensor]:
         return quietly(lambda: pgd(vae, x, ball, noise, steps=steps))
 
     attacked, more = len(x) * sizes.attack_steps, attack(1 + sizes.attack_steps)
     return [
-        Contestant("image", "clean ELBO", quietly(lambda: elbo_terms(vae, x, noise, x)), count=len(x)),
-        Contestant("image", "attack step", more, count=attacked, less=attack(1)),
-        certified("ibp", sizes.images),
-        certified("crown-ibp", sizes.images),
-        certified("crown", sizes.refined, sizes.search_steps),
+        BenchmarkCase("image", "clean ELBO", quietly(lambda: elbo_terms(vae, x, noise, x)), count=len(x)),
+        BenchmarkCase("image", "attack step", more, count=attacked, less=attack(1)),
+        certified("ibp", sizes.images, "ibp"),
+        certified("crown-ibp", sizes.images, "crown-ibp"),
+        certified("crown", sizes.refined, Crown(sizes.alpha_steps)),
     ]
 
 
-def measure(taking_turns: list[Contestant], sizes: Sizes) -> pd.DataFrame:
-    """A row for each round and contestant: seconds of a step, of the products of a step, or for an image."""
+def measure(every: list[BenchmarkCase], sizes: BenchmarkSizes) -> pd.DataFrame:
+    """A row for each round and case: seconds of a step, of the products of a step, or for an image."""
     rows: list[dict[str, Any]] = []
     begin = perf_counter()
     with Progress("bench", sizes.rounds) as progress:
         for number in range(sizes.rounds):
-            for one in taking_turns:
+            for one in every:
                 rows.append({"kind": one.kind, "name": one.name, "round": number, "seconds": one.seconds()})
             progress.step()
             if perf_counter() - begin > sizes.seconds:
@@ -185,13 +184,13 @@ def measure(taking_turns: list[Contestant], sizes: Sizes) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def profiled(taking_turns: list[Contestant]) -> pd.DataFrame:
+def profiled(every: list[BenchmarkCase]) -> pd.DataFrame:
     """For each step the share of its time that goes into matrix products, into all other tensor operations
 
     (activations, bounds, likelihood, optimizer) and into the rest, which is Python, autograd and the profiler itself.
     """
     rows = []
-    for one in (one for one in taking_turns if one.kind == "step"):
+    for one in (one for one in every if one.kind == "step"):
         one.call()
         with profile(activities=[ProfilerActivity.CPU]) as watched:
             begin = perf_counter()
@@ -206,18 +205,19 @@ def profiled(taking_turns: list[Contestant]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def main(options: Options) -> None:
+def main(options: BenchmarkOptions) -> None:
     torch.manual_seed(0)
-    keep_memory()  # as the processes of experiments and commands do
-    sizes = QUICK if options.quick else Sizes()
-    taking_turns = contestants(sizes)
+    tune_malloc()  # as the processes of experiments and commands do
+    sizes = QUICK if options.quick else BenchmarkSizes()
+    every = cases(sizes)
     begin = perf_counter()
-    rows, shares = measure(taking_turns, sizes), profiled(taking_turns)
+    rows, shares = measure(every, sizes), profiled(every)
 
     results = Results(*(("smoke", DATASET) if options.quick else ("paper", "mnist")), recompute=True)  # where to write
-    header = {"dataset": DATASET, "checksum": checksum(DATASET), "seconds": round(perf_counter() - begin, 1)}
+    seconds = perf_counter() - begin
     for name, frame in (("00_cost", rows), ("00_profile", shares)):
-        write_rows(results.target / "data" / f"{name}.csv", frame, asdict(sizes), **header)
+        path = results.target / "data" / f"{name}.csv"
+        write_rows(path, frame, asdict(sizes), data_origin(DATASET), seconds)
     about = read_header(results.target / "data" / "00_cost.csv")
     style()
     caption = (
@@ -232,4 +232,4 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Options))
+    main(tyro.cli(BenchmarkOptions))

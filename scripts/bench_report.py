@@ -4,28 +4,30 @@ from dataclasses import asdict, dataclass
 
 import pandas as pd
 
-from paperlib.cost_plots import by_round, plain
+from paperlib.paper.plots.cost import by_round, plain
 
 
 @dataclass(frozen=True)
-class Target:
+class CostTarget:
     """The most that `of` should cost, in units of `against`; without it in milliseconds."""
 
     label: str
-    of: tuple[str, str]  # kind and name of a contestant
+    of: tuple[str, str]  # kind and name of a case
     against: tuple[str, str] | None
     most: float
 
 
 TARGETS = (
-    Target("step, κ = 0 / plain", ("step", "proVAE kappa=0"), ("step", "VAE"), 2.3),
-    Target("step, κ = 0 / its products", ("step", "proVAE kappa=0"), ("products", "proVAE kappa=0"), 1.6),
-    Target("step, κ = 0.5 / plain", ("step", "proVAE kappa=0.5"), ("step", "VAE"), 3.0),
-    Target("step, κ = 0, linear bound / intervals", ("step", "linear kappa=0"), ("step", "proVAE kappa=0"), 2.0),
-    Target("step, κ = 0.5, linear bound / intervals", ("step", "linear kappa=0.5"), ("step", "proVAE kappa=0.5"), 2.0),
-    Target("convolutional step, κ = 0 / plain", ("step", "conv proVAE kappa=0"), ("step", "conv VAE"), 3.0),
-    Target("certificate, CROWN-IBP / intervals", ("image", "crown-ibp"), ("image", "ibp"), 2.5),
-    Target("certificate, CROWN (ms an image)", ("image", "crown"), None, 10.0),
+    CostTarget("step, κ = 0 / plain", ("step", "proVAE kappa=0"), ("step", "VAE"), 2.3),
+    CostTarget("step, κ = 0 / its products", ("step", "proVAE kappa=0"), ("products", "proVAE kappa=0"), 1.6),
+    CostTarget("step, κ = 0.5 / plain", ("step", "proVAE kappa=0.5"), ("step", "VAE"), 3.0),
+    CostTarget("step, κ = 0, linear bound / intervals", ("step", "linear kappa=0"), ("step", "proVAE kappa=0"), 2.0),
+    CostTarget(
+        "step, κ = 0.5, linear bound / intervals", ("step", "linear kappa=0.5"), ("step", "proVAE kappa=0.5"), 2.0
+    ),
+    CostTarget("convolutional step, κ = 0 / plain", ("step", "conv proVAE kappa=0"), ("step", "conv VAE"), 3.0),
+    CostTarget("certificate, CROWN-IBP / intervals", ("image", "crown-ibp"), ("image", "ibp"), 2.5),
+    CostTarget("certificate, CROWN (ms an image)", ("image", "crown"), None, 10.0),
 )
 
 

@@ -3,7 +3,7 @@
 `python -m scripts.figures` runs the notebooks in the order of their needs, each in a process of its own, and publishes
 rows, figures and the executed notebook of each as soon as it is done. What is made from the same sources, the same data
 and the same earlier results is not made again, neither by a run that was interrupted before: its finished rows wait in
-the stage, and its trainings go on from their last epoch.
+the staging, and its trainings go on from their last epoch.
 """
 
 import fcntl
@@ -21,9 +21,9 @@ from typing import Any, Literal
 
 import tyro
 
-from paperlib.data import DataError, checksum, data_root, resolve
-from paperlib.parallel import cores
-from paperlib.results import ROOT, home
+from paperlib.data.datasets import DataError, checksum, data_root, resolve
+from paperlib.paper.results import ROOT, home
+from paperlib.runtime.parallel import cores
 from scripts.nbfile import NotebookError
 from scripts.plan import Notebook, discover, fingerprint, outdated, plan
 from scripts.publish import RUNS, Site, publish, published, read_json, record, uninterrupted, write_json
@@ -32,7 +32,7 @@ CELL_SECONDS = 6 * 3600.0  # a guard against a hung cell, far above the slowest 
 
 
 @dataclass(frozen=True)
-class Options:
+class FigureOptions:
     """Run the notebooks and publish their rows, figures and executed copies."""
 
     profile: Literal["paper", "smoke"] = "paper"
@@ -47,21 +47,21 @@ class Options:
 
 
 def make(site: Site, notebook: Notebook, mark: str, *, redraw: bool) -> dict[str, Any]:
-    """Run one notebook into its stage, check what it made, publish it; returns its seconds and peak memory."""
-    # drawing again leaves alone what an interrupted run has kept in its stage
-    stage = site.work / ("redraw" if redraw else "stage")
+    """Run one notebook into its staging, check what it made, publish it; returns its seconds and peak memory."""
+    # drawing again leaves alone what an interrupted run has kept in its staging
+    staging = site.work / ("redraw" if redraw else "staging")
     if redraw:
-        shutil.rmtree(stage, ignore_errors=True)
-    continued = prepare(stage, mark)
+        shutil.rmtree(staging, ignore_errors=True)
+    continued = prepare(staging, mark)
     path = os.pathsep.join(filter(None, (str(site.root), os.environ.get("PYTHONPATH"))))  # this checkout's paperlib
     job = {
         "source": str(notebook.path),
-        "target": str(stage / "notebooks" / notebook.path.name),
+        "target": str(staging / "notebooks" / notebook.path.name),
         "failed": str(site.root / "build" / "failed"),
         "log": str(site.work / "log.txt"),
         "parameters": {"profile": site.profile, "dataset": site.dataset, "recompute": not redraw},
         "env": {
-            "PAPERLIB_STAGE": str(stage),
+            "PAPERLIB_STAGING": str(staging),
             "PYTHONPATH": path,
             # the kernel works in another folder: a relative root of the data would point elsewhere
             "PAPERLIB_DATA": str(data_root().resolve()),
@@ -72,13 +72,13 @@ def make(site: Site, notebook: Notebook, mark: str, *, redraw: bool) -> dict[str
         "keep_injected": not site.committed,  # elsewhere the notebook's own defaults would tell of other results
     }
     report = in_child(job, notebook.path.name)
-    check_figures(stage, notebook)
+    check_figures(staging, notebook)
     if Notebook.read(notebook.path).source != notebook.source:
         raise NotebookError(f"{notebook.path.name} was edited during the run: nothing published, please run again")
     stamp = read_json(site.stamp(notebook.number))
     with uninterrupted():  # an interrupt after the work is done shall not lose it
-        before = published(stage, site.home)
-        files = publish(stage, site.home)
+        before = published(staging, site.home)
+        files = publish(staging, site.home)
         if not redraw and continued:
             print("what it cost is not recorded, as a part of it was made before an interruption", flush=True)
         elif not redraw:
@@ -90,25 +90,25 @@ def make(site: Site, notebook: Notebook, mark: str, *, redraw: bool) -> dict[str
             write_json(site.stamp(notebook.number), {**stamp, "files": {**stamp["files"], **files}})
     for name in sorted(set(stamp.get("files", {})) - set(files)) if not redraw else ():
         print(f"note: {name} is no longer made by {notebook.number}; remove it if nothing else needs it")
-    for folder in (stage,) if redraw else (stage, site.work / "runs"):
+    for folder in (staging,) if redraw else (staging, site.work / "runs"):
         shutil.rmtree(folder, ignore_errors=True)
     return report
 
 
-def prepare(stage: Path, mark: str) -> bool:
-    """Leave the stage as an interrupted run of the same mark left it, True, or empty, False."""
-    note = stage / ".mark"
+def prepare(staging: Path, mark: str) -> bool:
+    """Leave the staging as an interrupted run of the same mark left it, True, or empty, False."""
+    note = staging / ".mark"
     if note.is_file() and note.read_text() == mark:
         return True
-    shutil.rmtree(stage, ignore_errors=True)
-    (stage / "figures" / "data").mkdir(parents=True)
+    shutil.rmtree(staging, ignore_errors=True)
+    (staging / "figures" / "data").mkdir(parents=True)
     note.write_text(mark)
     return False
 
 
-def check_figures(stage: Path, notebook: Notebook) -> None:
+def check_figures(staging: Path, notebook: Notebook) -> None:
     """Raise unless the figures made are exactly those promised, each as PNG and as PDF."""
-    made = {path.name for kind in ("png", "pdf") for path in (stage / "figures").glob(f"*.{kind}")}
+    made = {path.name for kind in ("png", "pdf") for path in (staging / "figures").glob(f"*.{kind}")}
     promised = {f"{name}.{kind}" for name in notebook.figures for kind in ("png", "pdf")}
     if missing := sorted(promised - made):
         raise NotebookError(f"{notebook.path.name} promises {', '.join(missing)} and did not make it")
@@ -143,7 +143,7 @@ def in_child(job: dict[str, Any], name: str) -> dict[str, Any]:
 
 @contextmanager
 def alone(site: Site) -> Iterator[None]:
-    """Two runs for the same results at once would share a stage: the second is refused."""
+    """Two runs for the same results at once would share a staging: the second is refused."""
     site.work.mkdir(parents=True, exist_ok=True)
     with (site.work / "lock").open("w") as lock:
         try:
@@ -153,7 +153,7 @@ def alone(site: Site) -> Iterator[None]:
         yield
 
 
-def figures(site: Site, options: Options) -> None:
+def figures(site: Site, options: FigureOptions) -> None:
     """Make what is asked for and not up to date; raises NotebookError at the first notebook that fails."""
     notebooks = discover(site.root)
     if options.redraw and not any((site.home / "figures" / "data").glob("*.csv")):
@@ -185,7 +185,7 @@ def figures(site: Site, options: Options) -> None:
         print(f"{name:<24}{seconds:>12}{peak:>10}  {site.show(site.home / 'notebooks' / name)}.ipynb")
 
 
-def dataset_of(options: Options) -> str:
+def dataset_of(options: FigureOptions) -> str:
     """The data set by name; looks for data, or downloads them, only where full MNIST shall be computed on."""
     if options.dataset == "auto" and options.profile == "smoke":
         return "mnist5k"
@@ -194,7 +194,7 @@ def dataset_of(options: Options) -> str:
     return resolve(options.dataset)
 
 
-def main(options: Options) -> int:
+def main(options: FigureOptions) -> int:
     """Exit status: 0, 1 after a failure told in one message, 130 after an interrupt."""
 
     def interrupt(*_: object) -> None:
@@ -220,4 +220,4 @@ def main(options: Options) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(tyro.cli(Options)))
+    sys.exit(main(tyro.cli(FigureOptions)))

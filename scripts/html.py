@@ -17,7 +17,7 @@ from nbconvert import HTMLExporter
 from nbconvert.filters import markdown2html
 from nbformat import NotebookNode
 
-from paperlib.results import ROOT, home
+from paperlib.paper.results import ROOT, home
 
 STYLE = """
 body { font: 17px/1.55 Georgia, serif; color: #222; max-width: 46rem; margin: 3rem auto; padding: 0 1rem; }

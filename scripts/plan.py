@@ -12,8 +12,9 @@ from pathlib import Path
 
 import nbformat
 
+from paperlib.paper.results import library_files
 from scripts.nbfile import NotebookError
-from scripts.publish import Site, changed_file, digest, read_json
+from scripts.publish import Site, changed_file, file_digest, read_json
 
 
 @dataclass(frozen=True)
@@ -64,9 +65,9 @@ def discover(root: Path) -> dict[str, Notebook]:
 
 def fingerprint(site: Site, notebooks: dict[str, Notebook], number: str) -> str:
     """A hash of all that the results depend on: code, pins, data, parameters, and what its needs published."""
-    files = [*sorted((site.root / "paperlib").glob("*.py")), site.root / "requirements.lock"]
+    files = [*library_files(site.root), site.root / "requirements.lock"]
     parts: list[object] = [site.profile, site.dataset, site.checksum, notebooks[number].source]
-    parts += [[path.name, digest(path)] for path in files if path.is_file()]
+    parts += [[str(path.relative_to(site.root)), file_digest(path)] for path in files if path.is_file()]
     for need in sorted(notebooks[number].needs):
         data = {
             n: sha for n, sha in read_json(site.stamp(need)).get("files", {}).items() if n.startswith("figures/data/")

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from paperlib.rows import same_result
+from paperlib.runtime.rows import same_result
 
 RUNS = Path("figures/data/runs.json")  # measured seconds and memory of the runs that made the published results
 
@@ -45,7 +45,7 @@ class Site:
         return str(path.relative_to(self.root)) if path.is_relative_to(self.root) else str(path)
 
 
-def digest(path: Path) -> str:
+def file_digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
@@ -65,21 +65,21 @@ def write_json(path: Path, value: object) -> None:
     part.replace(path)
 
 
-def published(stage: Path, home: Path) -> dict[str, str]:
-    """The SHA-256 of what the home holds of the stage's files, by name."""
-    return {name.as_posix(): digest(home / name) for name in _names(stage) if (home / name).is_file()}
+def published(staging: Path, home: Path) -> dict[str, str]:
+    """The SHA-256 of what the home holds of the staging's files, by name."""
+    return {name.as_posix(): file_digest(home / name) for name in _names(staging) if (home / name).is_file()}
 
 
-def publish(stage: Path, home: Path) -> dict[str, str]:
-    """Move every file of the stage to its place in the home; returns the SHA-256 of each published file.
+def publish(staging: Path, home: Path) -> dict[str, str]:
+    """Move every file of the staging to its place in the home; returns the SHA-256 of each published file.
 
     All copies are complete beside their targets before the first target is replaced: a full disk or an interrupt while
     copying leaves the old files, every one of them.
     """
     parts: list[tuple[Path, Path]] = []
     try:
-        for name in _names(stage):
-            old, new = home / name, stage / name
+        for name in _names(staging):
+            old, new = home / name, staging / name
             if old.exists() and same_result(old, new):
                 continue
             old.parent.mkdir(parents=True, exist_ok=True)
@@ -91,11 +91,11 @@ def publish(stage: Path, home: Path) -> dict[str, str]:
     finally:
         for part, _ in parts:
             part.unlink(missing_ok=True)
-    return published(stage, home)
+    return published(staging, home)
 
 
-def _names(stage: Path) -> list[Path]:
-    return sorted(path.relative_to(stage) for path in stage.rglob("*") if path.is_file() and path.name[0] != ".")
+def _names(staging: Path) -> list[Path]:
+    return sorted(path.relative_to(staging) for path in staging.rglob("*") if path.is_file() and path.name[0] != ".")
 
 
 @contextmanager
@@ -119,7 +119,7 @@ def changed_file(site: Site, stamp: dict[str, Any]) -> str | None:
     """The first published file that is missing or no longer what the stamp says."""
     for name, expected in stamp.get("files", {}).items():
         path = site.home / name
-        if not path.is_file() or digest(path) != expected:
+        if not path.is_file() or file_digest(path) != expected:
             return str(name)
     return None
 

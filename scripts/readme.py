@@ -13,12 +13,13 @@ from pathlib import Path
 import nbformat
 import pandas as pd
 
-from paperlib.experiments import EPS, digit_models, file_name
-from paperlib.files import atomic
-from paperlib.front_experiments import released_models
-from paperlib.results import ROOT
-from paperlib.rows import read_header, read_rows
-from paperlib.tables import by_method, front, headline, markdown, rounded_down
+from paperlib.paper.mnist_training import EPS, digit_models, file_name
+from paperlib.paper.results import ROOT
+from paperlib.paper.tables import by_method, headline, markdown, tradeoff
+from paperlib.paper.tighter_training import released_models
+from paperlib.runtime.files import atomic
+from paperlib.runtime.numbers import rounded_down
+from paperlib.runtime.rows import read_header, read_rows
 from scripts.bench_report import ratio_table, step_table
 from scripts.plan import Notebook
 
@@ -29,7 +30,7 @@ DATA = ROOT / "figures" / "data"
 def headline_block() -> str:
     """The headline table with what it was measured on."""
     certified, attacked = read_rows(DATA / "04_certified.csv"), read_rows(DATA / "03_attacked.csv")
-    linear = read_rows(DATA / "04_linear.csv")
+    linear = read_rows(DATA / "05_linear.csv")
     rows = certified[certified["eps"] == EPS].set_index("model")
     images, draws = rows["images"].max(), rows["draws"].max()
     dataset = read_header(DATA / "04_certified.csv")["dataset"]
@@ -45,7 +46,7 @@ def headline_block() -> str:
 def reading_block() -> str:
     """The headline in a sentence, for readers who skip tables."""
     certified, attacked = read_rows(DATA / "04_certified.csv"), read_rows(DATA / "03_attacked.csv")
-    linear = read_rows(DATA / "04_linear.csv").set_index(["model", "eps"])["crown"]
+    linear = read_rows(DATA / "05_linear.csv").set_index(["model", "eps"])["crown"]
     bound = certified[certified["eps"] == EPS].set_index("model")["certified"]
     found = attacked[attacked["eps"] == EPS].groupby("model")["attacked"].mean()
     robust = "proVAE kappa=0.5"
@@ -60,19 +61,19 @@ def reading_block() -> str:
 
 def methods_block() -> str:
     """Certificates by each method beside the attack."""
-    rows, attacked = read_rows(DATA / "04_linear.csv"), read_rows(DATA / "03_attacked.csv")
+    rows, attacked = read_rows(DATA / "05_linear.csv"), read_rows(DATA / "03_attacked.csv")
     return markdown(by_method(rows, attacked))
 
 
-def front_block() -> str:
+def tradeoff_block() -> str:
     """Training on either bound: means over the seeds."""
-    path = DATA / "05_front.csv"
+    path = DATA / "06_tradeoff.csv"
     header = read_header(path)["config"]
     note = (
         f"Means of {len({config['seed'] for config in header['models']})} seeds [lowest, highest], in nats, over "
         f"{header['images']:,} test images at radius {header['eps']} and one noise draw. Certificates are rounded down."
     )
-    return f"{markdown(front(read_rows(path)))}\n\n{note}"
+    return f"{markdown(tradeoff(read_rows(path)))}\n\n{note}"
 
 
 def cost_block() -> str:
@@ -142,7 +143,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "headline": headline_block,
     "reading": reading_block,
     "methods": methods_block,
-    "front": front_block,
+    "tradeoff": tradeoff_block,
     "cost": cost_block,
     "map": map_block,
     "checkpoints": checkpoints_block,

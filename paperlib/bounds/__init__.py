@@ -1,0 +1,1 @@
+"""Bounds of layers over a box of their inputs: intervals, linear relaxations, rounding. Knows nothing of a VAE."""

@@ -1,0 +1,126 @@
+"""Linear relaxations of scalar curves over a box: chords, tangents, and the triangle of ReLU.
+
+A convex curve lies below its chord and above each of its tangents; for a concave one it is the other way round.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from paperlib.bounds.interval import Interval
+from paperlib.bounds.linear import LinearFunction, LinearRelaxation
+
+Curve = Callable[[Tensor], Tensor]  # elementwise
+
+
+def tangent(function: Curve, derivative: Curve, at: Tensor) -> LinearFunction:
+    """The tangent at a point: below a convex function, above a concave one."""
+    slope = derivative(at)
+    return LinearFunction(slope, function(at) - slope * at)
+
+
+def convex(function: Curve, derivative: Curve, box: Interval) -> LinearRelaxation:
+    """Chord above, tangent at the middle below."""
+    return LinearRelaxation(tangent(function, derivative, box.center), chord_above(function, derivative, box))
+
+
+def concave(function: Curve, derivative: Curve, box: Interval) -> LinearRelaxation:
+    """Chord below, tangent at the middle above."""
+    return LinearRelaxation(chord_below(function, derivative, box), tangent(function, derivative, box.center))
+
+
+def sigmoidal(function: Curve, derivative: Curve, box: Interval) -> LinearRelaxation:
+    """For an increasing function whose derivative rises to one peak and falls: least slope, through either end.
+
+    Over a box such a derivative is smallest at an end (Singh et al. 2018, "Fast and effective robustness
+    certification").
+    """
+    slope = torch.minimum(*(derivative(end) for end in box))
+    return LinearRelaxation(*(LinearFunction(slope, function(end) - slope * end) for end in box))
+
+
+# A chord's slope is clamped to the derivatives at both ends, between which it lies: where the ends almost coincide the
+# quotient is rounding noise. For any slope the offset is then chosen so that the line is a bound.
+
+
+def chord_above(function: Curve, derivative: Curve, box: Interval) -> LinearFunction:
+    """The line through both ends of a convex function, above it."""
+    return _chord(torch.maximum, function, box, box.map(lambda end: derivative(end.detach())))
+
+
+def chord_below(function: Curve, derivative: Curve, box: Interval) -> LinearFunction:
+    """The line through both ends of a concave function, below it."""
+    steepest, flattest = box.map(lambda end: derivative(end.detach()))
+    return _chord(torch.minimum, function, box, Interval(flattest, steepest))
+
+
+def _chord(outer: Any, function: Curve, box: Interval, slopes: Interval) -> LinearFunction:
+    return LinearFunction(*_Chord.apply(*box, *box.map(function), *slopes, outer))
+
+
+class _Chord(torch.autograd.Function):
+    """Slope and offset of the line through two points; autograd alone would record a dozen operations.
+
+    `outer` picks, of the lines of this slope through either point, the one outside the curve: the minimum is below it,
+    the maximum above.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, low: Tensor, high: Tensor, at_low: Tensor, at_high: Tensor, least: Tensor, most: Tensor, outer: Any
+    ) -> tuple[Tensor, Tensor]:
+        inverse = _inverse_width((high - low).clamp_(min=0))
+        slope = (at_high - at_low).mul_(inverse).clamp_(least, most)
+        ctx.save_for_backward(low, inverse, slope)
+        return slope, outer(at_low - slope * low, at_high - slope * high)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, slope_gradient: Tensor, offset_gradient: Tensor) -> tuple[Tensor | None, ...]:
+        # slope = (at_high - at_low) / (high - low)  and  offset = at_low - slope * low
+        low, inverse, slope = ctx.saved_tensors
+        rise = torch.addcmul(slope_gradient, offset_gradient, low, value=-1).mul_(inverse)
+        run = rise * slope
+        return run - offset_gradient * slope, run.neg(), offset_gradient - rise, rise, None, None, None
+
+
+def _inverse_width(width: Tensor) -> Tensor:
+    """1 / width for each width > 0, and 0 for 0; without overflow. Overwrites `width`."""
+    return width.sign().div_(width.add_(torch.finfo(width.dtype).tiny))
+
+
+def is_nonnegative(values: Tensor) -> Tensor:
+    """1 where a value is not negative and 0 elsewhere, to multiply with: masks are not vectorised on the CPU."""
+    return values.sign().add_(1).clamp_(max=1)
+
+
+def relu_chord(box: Interval) -> tuple[Tensor, Tensor]:
+    """Slope and offset of the line through both ends of ReLU, above it.
+
+    u / (u - l)  and  -l u / (u - l)  over [l, u] with l < 0 < u;  else 0 and 0 (u <= 0), or 1 and 0 (l >= 0)
+    """
+    return _ReluChord.apply(*box)
+
+
+class _ReluChord(torch.autograd.Function):
+    """`relu_chord` by p = max(u, 0) and q = max(-l, 0), of which one is 0 where the unit's sign is fixed."""
+
+    @staticmethod
+    def forward(ctx: Any, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+        p, q = high.clamp(min=0), low.clamp(max=0).neg_()
+        inverse = _inverse_width(p + q)
+        slope = (p * inverse).clamp_(max=1)
+        ctx.save_for_backward(p, q, inverse)
+        return slope, torch.maximum(slope * q, torch.addcmul(p, slope, p, value=-1))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, slope_gradient: Tensor, offset_gradient: Tensor) -> tuple[Tensor, Tensor]:
+        p, q, inverse = ctx.saved_tensors
+        slope_gradient, p_share, q_share = slope_gradient * inverse, p * inverse, q * inverse
+        p_gradient = torch.addcmul(slope_gradient, offset_gradient, q_share).mul_(q_share)
+        low_gradient = torch.addcmul(slope_gradient, offset_gradient, p_share, value=-1).mul_(p_share)
+        return low_gradient.mul_(q.sign()), p_gradient.mul_(p.sign())

@@ -1,0 +1,148 @@
+"""Linear functions as bounds, and backward substitution: how coefficients on a layer's output become coefficients on
+its input (CROWN: Zhang et al. 2018, arXiv 1811.00866; Xu et al. 2020, arXiv 2002.12920).
+
+Coefficients c stand for the linear function c . v of a layer's output v. They are a tensor [*rows, batch, *shape], where
+rows are optional: one function for each row.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from paperlib.bounds.interval import Interval
+
+
+@dataclass(frozen=True)
+class LinearFunction:
+    """v -> slope * v + offset, elementwise; both are [batch, *shape] or broadcast to it."""
+
+    slope: Tensor
+    offset: Tensor
+
+
+@dataclass(frozen=True)
+class JointLinearFunction:
+    """(output, target) -> output_slope * output + target_slope * target + offset, each [batch, *data_shape]."""
+
+    output_slope: Tensor
+    target_slope: Tensor
+    offset: Tensor
+
+
+Linear = TypeVar("Linear", LinearFunction, JointLinearFunction)
+
+
+@dataclass(frozen=True)
+class AlphaRelaxation(Generic[Linear]):
+    """A family of bounds on the same side, one for each alpha in [0, 1], elementwise: each of them is valid.
+
+    Alpha is the free slope of alpha-CROWN (Xu et al. 2021, arXiv 2011.13824).
+    """
+
+    initial: Linear  # at(alpha); the only member of the family with a gradient in the ends of the box
+    alpha: Tensor  # where the optimisation of alpha begins
+    at: Callable[[Tensor], Linear]
+
+    @property
+    def first(self) -> Linear:
+        return self.at(torch.zeros_like(self.alpha))
+
+    @property
+    def second(self) -> Linear:
+        return self.at(torch.ones_like(self.alpha))
+
+
+@dataclass(frozen=True)
+class LinearRelaxation:
+    """Of an elementwise layer over a box:  lower(v) <= layer(v) <= upper(v)  for every v in the box."""
+
+    lower: LinearFunction | AlphaRelaxation[LinearFunction]
+    upper: LinearFunction | AlphaRelaxation[LinearFunction]
+
+
+AlphaSelector = Callable[[Any], Any]  # AlphaRelaxation[Linear] | Linear -> Linear
+
+
+def initial_alpha(bound: Linear | AlphaRelaxation[Linear]) -> Linear:
+    """The bound itself; of a family of bounds, the initial one."""
+    return bound.initial if isinstance(bound, AlphaRelaxation) else bound
+
+
+def backward_substitute(
+    coefficients: Tensor, relaxation: LinearRelaxation, select_alpha: AlphaSelector = initial_alpha
+) -> tuple[Tensor, Tensor]:
+    """A linear function of f(v) is bounded below by one of v:  c . f(v) >= c' . v + d,  for every v in the box.
+
+        c' = c * lower.slope  and  d = sum( c * lower.offset )    where c >= 0,
+        c' = c * upper.slope  and  d = sum( c * upper.offset )    where c < 0
+
+    Args:
+        coefficients: c, [*rows, batch, *shape].
+        relaxation: of f over the box.
+        select_alpha: picks one bound of each `AlphaRelaxation`.
+
+    Returns:
+        c' of the same shape as c, and the summands of d, to be added up over `shape`.
+    """
+    lower, upper = select_alpha(relaxation.lower), select_alpha(relaxation.upper)
+    return _BackwardSubstitution.apply(coefficients, lower.slope, lower.offset, upper.slope, upper.offset)
+
+
+class _BackwardSubstitution(torch.autograd.Function):
+    """`backward_substitute` by sums and products alone: selection by a mask is not vectorised on the CPU and slower."""
+
+    @staticmethod
+    def forward(ctx: Any, coefficients: Tensor, *functions: Tensor) -> tuple[Tensor, Tensor]:
+        lower_slope, lower_offset, upper_slope, upper_offset = functions
+        positive = coefficients.sign().clamp_(min=0)
+        slope = torch.lerp(upper_slope, lower_slope, positive)
+        offset = torch.lerp(upper_offset, lower_offset, positive)
+        ctx.save_for_backward(coefficients, slope, offset)
+        ctx.shapes = [part.shape for part in functions]
+        return coefficients * slope, coefficients * offset
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, slope_gradient: Tensor, offset_gradient: Tensor) -> tuple[Tensor | None, ...]:
+        coefficients, slope, offset = ctx.saved_tensors
+        needs_coefficients, *needs_functions = ctx.needs_input_grad
+        gradient = torch.addcmul(slope_gradient * slope, offset_gradient, offset) if needs_coefficients else None
+        positive, negative = coefficients.clamp(min=0), coefficients.clamp(max=0)
+        pairs = (
+            (positive, slope_gradient),
+            (positive, offset_gradient),
+            (negative, slope_gradient),
+            (negative, offset_gradient),
+        )
+        return gradient, *(
+            (part * of_part).sum_to_size(shape) if needed else None
+            for (part, of_part), shape, needed in zip(pairs, ctx.shapes, needs_functions, strict=True)
+        )
+
+
+@dataclass(frozen=True)
+class ParallelRelaxation:
+    """|f(v) - slope * v - middle| <= radius  for every v in a box, elementwise: two bounds of the same slope."""
+
+    slope: Tensor
+    middle: Tensor
+    radius: Tensor
+
+
+def parallel(relaxation: LinearRelaxation, box: Interval) -> ParallelRelaxation:
+    """Both bounds with the slope of the upper one, so that their distance from f does not depend on v."""
+    upper, lower = initial_alpha(relaxation.upper), initial_alpha(relaxation.lower)
+    if isinstance(relaxation.lower, AlphaRelaxation):
+        # the member of the family whose slope is nearest to that of the upper bound
+        first = relaxation.lower.first.slope
+        span = relaxation.lower.second.slope - first
+        alpha = ((upper.slope - first) / torch.where(span == 0, 1.0, span)).clamp(0, 1)
+        lower = relaxation.lower.at(alpha)
+    # lower(v) = upper.slope * v + (tilt * v + lower.offset), whose second part is least at an end of the box
+    tilt = lower.slope - upper.slope
+    bottom = lower.offset + torch.minimum(tilt * box.lower, tilt * box.upper)
+    return ParallelRelaxation(upper.slope, (upper.offset + bottom) / 2, (upper.offset - bottom) / 2)

@@ -1,0 +1,132 @@
+"""Linear relaxations of layers: for each type of layer, linear functions below and above it over a box, or its transpose
+if it is affine (CROWN: Zhang et al. 2018, arXiv 1811.00866; Xu et al. 2020, arXiv 2002.12920).
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial, singledispatch
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from paperlib.bounds.curves import concave, convex, relu_chord, sigmoidal
+from paperlib.bounds.interval import Interval, interval_rule
+from paperlib.bounds.linear import AlphaRelaxation, LinearFunction, LinearRelaxation
+from paperlib.bounds.rules import UnsupportedLayerError
+
+
+@dataclass(frozen=True)
+class Affine:
+    """An affine layer:  c . layer(v) == transpose(c) . v + c . offset  for all coefficients c; exact, whatever the box."""
+
+    transpose: Callable[[Tensor], Tensor]
+    offset: Tensor  # [*out_shape]: the layer's value at 0
+
+
+Relaxation = LinearRelaxation | Affine
+
+
+@singledispatch
+def relaxation_rule(layer: nn.Module, box: Interval) -> Relaxation:
+    """(layer, box) -> LinearRelaxation | Affine
+
+    The rule for one type of layer: a `LinearRelaxation` of an elementwise layer over the box, or the transpose of an
+    `Affine` one.
+    """
+    raise UnsupportedLayerError(f"no relaxation rule for {type(layer).__name__}")
+
+
+# Elementwise layers
+
+
+@relaxation_rule.register
+def _(layer: nn.ReLU | nn.LeakyReLU, box: Interval) -> LinearRelaxation:
+    leak = layer.negative_slope if isinstance(layer, nn.LeakyReLU) else 0.0
+    if leak > 1:
+        function = partial(F.leaky_relu, negative_slope=leak)  # never in place
+        return concave(function, lambda v: torch.where(v >= 0, torch.ones_like(v), leak), box)
+    # The layer is  leak * v + (1 - leak) * relu(v).  Below relu lies each line alpha * v with alpha in [0, 1] (only 0 or
+    # only 1 where the unit's sign is fixed). The initial alpha leaves the smaller area between line and relu.
+    first, second, alpha = (v.detach().sign().clamp_(min=0) for v in (*box, box.lower + box.upper))
+
+    def leaky(slope: Tensor, offset: Tensor) -> LinearFunction:
+        if not leak:
+            return LinearFunction(slope, offset)
+        return LinearFunction(leak + (1 - leak) * slope, (1 - leak) * offset)
+
+    def below(slope: Tensor) -> LinearFunction:
+        return leaky(slope, torch.zeros_like(slope))
+
+    lower = AlphaRelaxation(below(alpha), alpha, lambda share: below(torch.lerp(first, second, share)))
+    return LinearRelaxation(lower, leaky(*relu_chord(box)))
+
+
+@relaxation_rule.register
+def _(layer: nn.ELU, box: Interval) -> LinearRelaxation:
+    kind = convex if layer.alpha <= 1 else sigmoidal
+    function = partial(F.elu, alpha=layer.alpha)  # never in place
+    return kind(function, lambda v: torch.where(v >= 0, 1.0, layer.alpha * torch.exp(v.clamp(max=0))), box)
+
+
+@relaxation_rule.register
+def _(layer: nn.Softplus, box: Interval) -> LinearRelaxation:
+    # torch steps down to v itself above threshold / beta, by less than exp(-threshold) / beta: see the interval rule
+    def softplus(v: Tensor) -> Tensor:
+        return torch.logaddexp(layer.beta * v, torch.zeros_like(v)) / layer.beta
+
+    relaxation = convex(softplus, lambda v: torch.sigmoid(layer.beta * v), box)
+    step = math.log1p(math.exp(-layer.threshold)) / layer.beta * (box.upper > layer.threshold / layer.beta)
+    assert isinstance(relaxation.lower, LinearFunction)
+    lower = LinearFunction(relaxation.lower.slope, relaxation.lower.offset - step)
+    return LinearRelaxation(lower, relaxation.upper)
+
+
+@relaxation_rule.register
+def _(layer: nn.Sigmoid, box: Interval) -> LinearRelaxation:
+    return sigmoidal(layer, lambda v: torch.sigmoid(v) * torch.sigmoid(-v), box)
+
+
+@relaxation_rule.register
+def _(layer: nn.Tanh, box: Interval) -> LinearRelaxation:
+    # 1 / cosh^2 in a form whose gradient does not overflow
+    return sigmoidal(layer, lambda v: 4 * torch.sigmoid(2 * v) * torch.sigmoid(-2 * v), box)
+
+
+# Affine layers
+
+
+@relaxation_rule.register
+def _(layer: nn.Linear, box: Interval) -> Affine:
+    offset = torch.zeros_like(layer.weight[:, 0]) if layer.bias is None else layer.bias
+    return Affine(lambda c: c @ layer.weight, offset)
+
+
+def _affine(layer: nn.Module, box: Interval) -> Affine:
+    # The transpose of any affine map is its backward pass, whatever its padding, stride or groups.
+    shape = box.lower.shape[1:]
+    at_zero = layer(torch.zeros_like(box.lower[:1]))
+
+    def transpose(coefficients: Tensor) -> Tensor:
+        lead = coefficients.shape[: coefficients.ndim - at_zero.ndim + 1]
+        with torch.enable_grad():
+            zero = torch.zeros(math.prod(lead), *shape, dtype=at_zero.dtype, device=at_zero.device, requires_grad=True)
+            image = layer(zero)
+        flat = coefficients.reshape(-1, *at_zero.shape[1:])
+        learns = flat.requires_grad or any(parameter.requires_grad for parameter in layer.parameters())
+        (transposed,) = torch.autograd.grad(image, zero, flat, create_graph=learns and torch.is_grad_enabled())
+        return transposed.view(*lead, *shape)
+
+    return Affine(transpose, at_zero[0])
+
+
+for _layer in (nn.Conv2d, nn.ConvTranspose2d, nn.AvgPool2d, nn.Flatten, nn.Unflatten, nn.Identity):
+    relaxation_rule.register(_layer, _affine)
+
+
+@relaxation_rule.register
+def _(layer: nn.BatchNorm1d | nn.BatchNorm2d | nn.Dropout, box: Interval) -> Affine:
+    apply = interval_rule.dispatch(type(layer))
+    apply(layer, box)  # refuses what is random or depends on the batch
+    return _affine(layer, box)

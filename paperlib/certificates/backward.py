@@ -1,0 +1,211 @@
+"""Linear bounds of the scalar ELBO over a box of inputs (CROWN: Zhang et al. 2018, arXiv 1811.00866; CROWN-IBP:
+Zhang et al. 2020, arXiv 1906.06316).
+
+    ELBO(x'; noise) = sum over pixels of log p(x'_i | output_i)  -  sum over latents of KL(mean_k, log_var_k)
+
+Every term is replaced by a linear function on its side. The coefficients of their sum are substituted backward through
+decoder, reparametrisation and encoder, until the whole ELBO is bounded by one linear function of the input. Its minimum
+over the box has a closed form. So pixels and latents are bounded together, not each at a worst input of its own.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from paperlib.bounds.interval import Interval
+from paperlib.bounds.linear import (
+    AlphaRelaxation,
+    AlphaSelector,
+    JointLinearFunction,
+    LinearFunction,
+    LinearRelaxation,
+    backward_substitute,
+    initial_alpha,
+)
+from paperlib.bounds.relaxation import Affine, Relaxation, relaxation_rule
+from paperlib.bounds.rounding import magnitude
+from paperlib.bounds.rules import apply_rule, named_layers
+from paperlib.certificates import posterior_bounds
+from paperlib.certificates.backward_rounding import ACCUMULATION_ERROR, PosteriorRounding, joint_size, layer_size
+from paperlib.certificates.float_sound import SoundBounds
+from paperlib.certificates.intervals import IntervalBounds
+from paperlib.certificates.likelihood_bounds import bounds_of
+from paperlib.models.likelihood import sum_per_example
+from paperlib.models.vae import VAE
+
+ALPHA_LEARNING_RATE = 0.25  # of the optimisation of alphas, which lie in [0, 1]
+
+
+@dataclass(frozen=True)
+class RelaxedLayer:
+    """One layer, the box of its input [batch, *shape] and its linear relaxation over that box."""
+
+    place: str
+    layer: nn.Module
+    box: Interval
+    relaxation: Relaxation
+    rounding: Tensor | None  # of the layer as it is deployed, [batch, *out_shape]; None: real arithmetic
+    error: Tensor | None  # what rounding takes from a bound for each unit of a coefficient, [batch, *out_shape]
+
+    @classmethod
+    def of(cls, place: str, layer: nn.Module, box: Interval, rounding: Tensor | None) -> Self:
+        """The layer relaxed over its box; with `rounding`, as it is deployed."""
+        relaxation = apply_rule(relaxation_rule, place, layer, box)
+        error = None if rounding is None else rounding + ACCUMULATION_ERROR * layer_size(layer, box, relaxation)
+        return cls(place, layer, box, relaxation, rounding, error)
+
+
+@dataclass(frozen=True)
+class RelaxedVAE:
+    """A VAE at one noise draw over a box of inputs, with linear relaxations of each of its parts."""
+
+    vae: VAE
+    bounds: IntervalBounds
+    noise: Tensor  # [batch, latent_dim]
+    encoder: tuple[RelaxedLayer, ...]
+    decoder: tuple[RelaxedLayer, ...]
+    scale: LinearRelaxation  # of exp(log_var / 2), [batch, latent_dim]
+    rounding: PosteriorRounding | None  # None: real arithmetic
+
+    @classmethod
+    def of(cls, vae: VAE, bounds: IntervalBounds, noise: Tensor, sound: SoundBounds | None = None) -> Self:
+        """Relaxations over the boxes of interval propagation (CROWN-IBP); with `sound`, of the deployed network."""
+        scale = posterior_bounds.scale_relaxation(bounds.log_var)
+        encoder = _relax(vae.encoder, "encoder", bounds.encoder, None if sound is None else sound.encoder_rounding)
+        decoder = _relax(vae.decoder, "decoder", bounds.decoder, None if sound is None else sound.decoder_rounding)
+        rounding = None if sound is None else PosteriorRounding.of(sound, noise, scale)
+        return cls(vae, bounds, noise, encoder, decoder, scale, rounding)
+
+
+def _relax(
+    module: nn.Module, name: str, boxes: list[Interval], roundings: list[Tensor] | None
+) -> tuple[RelaxedLayer, ...]:
+    layers = list(named_layers(module, name))
+    roundings_or_none: Sequence[Tensor | None] = roundings or [None] * len(layers)
+    return tuple(
+        RelaxedLayer.of(place, layer, box, rounding)
+        for (place, layer), box, rounding in zip(layers, boxes[: len(layers)], roundings_or_none, strict=True)
+    )
+
+
+def linear_lower(relaxed: RelaxedVAE, alpha_steps: int = 0) -> Tensor:
+    """A lower bound of the ELBO over the box, [batch], in nats; the best that `alpha_steps` steps for alpha meet."""
+    bounds = relaxed.bounds
+    fit = bounds_of(relaxed.vae.likelihood).linear_below(bounds.output, bounds.target)
+    negative_kl = posterior_bounds.negative_kl_below(bounds.mean, bounds.log_var)
+    return optimize_alpha(partial(backward_elbo_bound, relaxed, 1.0, fit, negative_kl), alpha_steps)
+
+
+def linear_upper(relaxed: RelaxedVAE, alpha_steps: int = 0) -> Tensor:
+    """An upper bound of the ELBO over the box, [batch], in nats; the best that `alpha_steps` steps for alpha meet."""
+    bounds = relaxed.bounds
+    fit = bounds_of(relaxed.vae.likelihood).linear_above(bounds.output, bounds.target)
+    negative_kl = posterior_bounds.negative_kl_above(bounds.mean, bounds.log_var)
+    return -optimize_alpha(partial(backward_elbo_bound, relaxed, -1.0, fit, negative_kl), alpha_steps)
+
+
+def optimize_alpha(lower_bound: Callable[[AlphaSelector], Tensor], steps: int) -> Tensor:
+    """maximise  lower_bound(alpha)  over alpha in [0, 1], elementwise, by Adam (alpha-CROWN: Xu et al. 2021, arXiv
+    2011.13824). Every alpha gives a bound, so that the best one met is returned, whenever the optimisation ends.
+    """
+    if steps == 0:
+        return lower_bound(initial_alpha)
+    alphas: dict[int, Tensor] = {}
+
+    def collect_alpha(bound: Any) -> Any:
+        if isinstance(bound, AlphaRelaxation):
+            alphas[id(bound)] = bound.alpha.detach().clone().requires_grad_()
+        return initial_alpha(bound)
+
+    def select_alpha(bound: Any) -> Any:
+        return bound.at(alphas[id(bound)]) if isinstance(bound, AlphaRelaxation) else bound
+
+    best = lower_bound(collect_alpha).detach()
+    parameters = list(alphas.values())
+    if not parameters:
+        return best
+    optimizer = torch.optim.Adam(parameters, lr=ALPHA_LEARNING_RATE, betas=(0.9, 0.99), maximize=True)
+    for step in range(steps):
+        optimizer.param_groups[0]["lr"] = ALPHA_LEARNING_RATE * (1 - step / steps)
+        with torch.enable_grad():
+            value = lower_bound(select_alpha)
+            gradients = torch.autograd.grad(value.sum(), parameters)
+        best = torch.maximum(best, value.detach())
+        for alpha, gradient in zip(parameters, gradients, strict=True):
+            alpha.grad = gradient
+        optimizer.step()
+        with torch.no_grad():
+            for alpha in parameters:
+                alpha.clamp_(0, 1)
+    with torch.no_grad():
+        return torch.maximum(best, lower_bound(select_alpha))
+
+
+def backward_elbo_bound(
+    relaxed: RelaxedVAE,
+    sign: float,
+    fit: JointLinearFunction | AlphaRelaxation[JointLinearFunction],
+    negative_kl: tuple[LinearFunction, LinearFunction],
+    select_alpha: AlphaSelector,
+) -> Tensor:
+    """A lower bound of  sign * ELBO  over the box, [batch], in nats.
+
+        log p >= fit(output, target)  and  -KL >= negative_kl(mean) + negative_kl(log_var)      for sign = 1, and
+        log p <= fit(output, target)  and  -KL <= negative_kl(mean) + negative_kl(log_var)      for sign = -1
+
+    Args:
+        negative_kl: linear functions of mean and of log_var.
+        select_alpha: picks one bound of each `AlphaRelaxation`.
+    """
+    bounds, function = relaxed.bounds, select_alpha(fit)
+    constant = sign * sum_per_example(function.offset)
+    output_coefficients, target_coefficients = (
+        slope if sign > 0 else -slope for slope in (function.output_slope, function.target_slope)
+    )
+    latent_coefficients, constant = backward_pass(relaxed.decoder, output_coefficients, constant, select_alpha)
+
+    # latent = mean + exp(log_var / 2) * noise, and the KL adds its own terms in mean and log_var
+    scale_coefficients, offset = backward_substitute(latent_coefficients * relaxed.noise, relaxed.scale, select_alpha)
+    mean_term, log_var_term = negative_kl
+    posterior_coefficients = torch.cat(
+        [latent_coefficients + sign * mean_term.slope, scale_coefficients + sign * log_var_term.slope], 1
+    )
+    constant = constant + sum_per_example(offset + sign * (mean_term.offset + log_var_term.offset))
+
+    x_coefficients, constant = backward_pass(relaxed.encoder, posterior_coefficients, constant, select_alpha)
+    if relaxed.rounding is not None:
+        constant = constant - sum_per_example(latent_coefficients.abs() * relaxed.rounding.latent) - relaxed.rounding.kl
+        input_size = x_coefficients.abs() * magnitude(bounds.input)
+        constant = constant - ACCUMULATION_ERROR * sum_per_example(joint_size(function, bounds) + input_size)
+    if bounds.target is bounds.input:  # the same x' is input and target: its coefficients add up
+        x_coefficients = x_coefficients + target_coefficients
+    else:
+        constant = constant + concretize(target_coefficients, bounds.target)
+    return constant + concretize(x_coefficients, bounds.input)
+
+
+def backward_pass(
+    layers: tuple[RelaxedLayer, ...], coefficients: Tensor, constant: Tensor, select_alpha: AlphaSelector
+) -> tuple[Tensor, Tensor]:
+    """coefficients . network(v) + constant  >=  c' . v + d  over the box of v: returns c' and d, [batch]."""
+    for relaxed in reversed(layers):
+        if relaxed.error is not None:
+            constant = constant - sum_per_example(coefficients.abs() * relaxed.error)
+        if isinstance(relaxed.relaxation, Affine):
+            constant = constant + coefficients.flatten(1) @ relaxed.relaxation.offset.flatten()
+            coefficients = relaxed.relaxation.transpose(coefficients)
+        else:
+            coefficients, offset = backward_substitute(coefficients, relaxed.relaxation, select_alpha)
+            constant = constant + sum_per_example(offset)
+    return coefficients, constant
+
+
+def concretize(coefficients: Tensor, box: Interval) -> Tensor:
+    """The minimum of  coefficients . v  over the box, [batch]: v is the lower end where a coefficient is positive."""
+    # coefficients * upper, and where they are positive coefficients * lower
+    return sum_per_example(torch.addcmul(coefficients * box.upper, F.relu(coefficients), box.lower - box.upper))

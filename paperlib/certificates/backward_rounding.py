@@ -1,0 +1,70 @@
+"""What rounding can take from a bound by backward substitution.
+
+Coefficients are substituted in float64, through a network whose values are the deployed ones. Each layer takes sums and
+products of numbers that are together no larger than  |coefficients| . size,  so that it rounds by at most
+ACCUMULATION_ERROR times that.
+"""
+
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+
+from paperlib.bounds.interval import Interval, interval_rule
+from paperlib.bounds.linear import AlphaRelaxation, JointLinearFunction, LinearFunction, LinearRelaxation
+from paperlib.bounds.relaxation import Affine, Relaxation
+from paperlib.bounds.rounding import gamma, magnitude, unit_roundoff
+from paperlib.certificates import posterior_bounds
+from paperlib.certificates.float_sound import SoundBounds
+from paperlib.certificates.intervals import IntervalBounds
+
+ACCUMULATION_ERROR = gamma(2**20, unit_roundoff(torch.float64))  # 1e-10: for sums of at most a million terms
+
+
+@dataclass(frozen=True)
+class PosteriorRounding:
+    """What rounding takes from a linear bound of the ELBO between encoder and decoder."""
+
+    latent: Tensor  # [batch, latent_dim], for each unit of a latent's coefficient
+    kl: Tensor  # [batch]
+
+    @classmethod
+    def of(cls, sound: SoundBounds, noise: Tensor, scale: LinearRelaxation) -> Self:
+        """`scale` is the relaxation of exp(log_var / 2)."""
+        bounds = sound.bounds
+        mean, log_var = magnitude(bounds.mean), magnitude(bounds.log_var)
+        latent = sound.latent_rounding + ACCUMULATION_ERROR * (mean + noise.abs() * _relaxation_size(scale, log_var))
+        relaxations = (posterior_bounds.negative_kl_below, posterior_bounds.negative_kl_above)
+        sizes = (
+            _function_size(function, largest)
+            for relaxation in relaxations
+            for function, largest in zip(relaxation(bounds.mean, bounds.log_var), (mean, log_var), strict=True)
+        )
+        return cls(latent, ACCUMULATION_ERROR * torch.stack([*sizes]).sum((0, 2)))
+
+
+def layer_size(layer: nn.Module, box: Interval, relaxation: Relaxation) -> Tensor:
+    """The size of what enters the substitution of a unit coefficient through one layer, [batch, *out_shape]."""
+    largest = magnitude(box)
+    if isinstance(relaxation, Affine):
+        return magnitude(interval_rule(layer, Interval(-largest, largest)))  # |W| largest + |b|
+    return _relaxation_size(relaxation, largest)
+
+
+def joint_size(function: JointLinearFunction, bounds: IntervalBounds) -> Tensor:
+    """The same for a linear bound of the likelihood, [batch, *data_shape]."""
+    output_size = function.output_slope.abs() * magnitude(bounds.output)
+    return output_size + function.target_slope.abs() * magnitude(bounds.target) + function.offset.abs()
+
+
+def _relaxation_size(relaxation: LinearRelaxation, largest: Tensor) -> Tensor:
+    size = torch.zeros_like(largest)
+    for bound in (relaxation.lower, relaxation.upper):
+        for function in (bound.first, bound.second) if isinstance(bound, AlphaRelaxation) else (bound,):
+            size = size + _function_size(function, largest)
+    return size
+
+
+def _function_size(function: LinearFunction, largest: Tensor) -> Tensor:
+    return function.slope.abs() * largest + function.offset.abs()

@@ -1,0 +1,106 @@
+"""Interval bounds that hold for the numbers which the deployed network computes in floating point, and not only in real
+arithmetic.
+
+They are computed in float64 on the same weights. After each step the box is widened by what that step can round, in the
+deployed precision and in float64 itself.
+"""
+
+import copy
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from paperlib.bounds.interval import Interval, interval_rule
+from paperlib.bounds.rounding import Rounding, check_deployed, gamma, magnitude, rounding_rule, unit_roundoff
+from paperlib.bounds.rules import apply_rule, named_layers
+from paperlib.certificates import posterior_bounds
+from paperlib.certificates.intervals import IntervalBounds, target_box
+from paperlib.certificates.likelihood_bounds import bounds_of
+from paperlib.models.elbo import Target, check_shape
+from paperlib.models.vae import VAE
+from paperlib.threats.balls import LinfBall
+
+
+@dataclass(frozen=True)
+class SoundBounds:
+    """Boxes of the deployed network's values, and how far rounding moves each step. All are float64.
+
+    For every x' of deployed precision in the ball, `elbo(vae, x', noise)` as it is evaluated is at least
+    elbo_lower(network, bounds) - value_rounding  and at most  elbo_upper(network, bounds) + value_rounding. The value of
+    each step is within its rounding of what the exact step gives for the deployed value before it.
+    """
+
+    network: VAE  # the deployed weights in float64
+    bounds: IntervalBounds
+    encoder_rounding: list[Tensor]  # after each layer, of its output's shape
+    latent_rounding: Tensor  # [batch, latent_dim]
+    decoder_rounding: list[Tensor]  # after each layer, of its output's shape
+    value_rounding: Tensor  # [batch], nats: log p, KL and their difference; infinite where any step may overflow
+
+    @classmethod
+    @torch.no_grad()
+    def of(cls, vae: VAE, x: Tensor, ball: LinfBall, noise: Tensor, target: Target) -> "SoundBounds":
+        """Interval bounds, sound for the network as it is evaluated in the precision of its weights.
+
+        They cover any order of summation, with or without fused multiply-add, and every point that `LinfBall.project`
+        returns in that precision. They are computed in float64, whose own rounding is included.
+
+        Raises:
+            ValueError: arithmetic whose rounding has no bound, see `check_deployed`; x out of range, shapes that do not
+                fit.
+            UnsupportedLayerError: a layer without interval rule or rounding rule.
+            NotImplementedError: a likelihood without `rounding`.
+        """
+        check_deployed(vae, x)
+        deployed = x.dtype
+        network = copy.deepcopy(vae).double()  # modes stay as they are: the rules refuse what is random
+        noise = noise.double()
+
+        box = input_box(x, ball)
+        encoder, encoder_rounding = _propagate_all(network.encoder, box, "encoder", deployed)
+        mean, log_var = encoder[-1].chunk(2, dim=-1)
+        check_shape("the encoder's mean", mean.lower, "noise", noise, x)
+        latent_rounding = posterior_bounds.reparametrize_rounding(mean, log_var, noise).bound(deployed)
+        latent = posterior_bounds.reparametrize_bounds(mean, log_var, noise).widen(latent_rounding)
+        decoder, decoder_rounding = _propagate_all(network.decoder, latent, "decoder", deployed)
+        check_shape("the decoder's output", decoder[-1].lower, "target", x, x)
+
+        bounds = IntervalBounds(target_box(target, box, x.double()), encoder, mean, log_var, decoder)
+        value = _value_rounding(network, bounds, deployed)
+        for rounding in (*encoder_rounding, latent_rounding, *decoder_rounding):
+            value = torch.where(rounding.isfinite().flatten(1).all(1), value, torch.inf)
+        return cls(network, bounds, encoder_rounding, latent_rounding, decoder_rounding, value)
+
+
+def input_box(x: Tensor, ball: LinfBall) -> Interval:
+    """All numbers of x's precision that x - eps, x + eps and the range mean there, rounded, in float64: [batch, *]."""
+    ball.check(x)
+    deployed, center = x.dtype, x.double()
+    radius = gamma(4, unit_roundoff(deployed)) * (center.abs() + ball.eps)  # eps is rounded, then the difference
+    low, high = (torch.tensor(end, dtype=deployed).item() for end in (ball.low, ball.high))
+    return Interval(
+        (center - ball.eps - radius).clamp(min=min(ball.low, low)),
+        (center + ball.eps + radius).clamp(max=max(ball.high, high)),
+    )
+
+
+def _propagate_all(
+    module: nn.Module, box: Interval, name: str, deployed: torch.dtype
+) -> tuple[list[Interval], list[Tensor]]:
+    boxes, roundings = [box], []
+    for place, layer in named_layers(module, name):
+        image = apply_rule(interval_rule, place, layer, boxes[-1])
+        roundings.append(apply_rule(rounding_rule, place, layer, boxes[-1]).bound(deployed))
+        boxes.append(image.widen(roundings[-1]))
+    return boxes, roundings
+
+
+def _value_rounding(network: VAE, bounds: IntervalBounds, deployed: torch.dtype) -> Tensor:
+    likelihood = bounds_of(network.likelihood)
+    fit_rounding = likelihood.rounding(bounds.output, bounds.target).bound(deployed)
+    kl_rounding = posterior_bounds.kl_rounding(bounds.mean, bounds.log_var).bound(deployed)
+    largest_fit = magnitude(likelihood.bounds(bounds.output, bounds.target)) + fit_rounding
+    largest_kl = magnitude(posterior_bounds.kl_bounds(bounds.mean, bounds.log_var)) + kl_rounding
+    difference = Rounding(1, largest_fit + largest_kl)  # the ELBO is the difference of both
+    return fit_rounding + kl_rounding + difference.bound(deployed)

@@ -1,0 +1,35 @@
+"""Interval bound propagation as a method of certification (Gowal et al. 2018; paper, section 3)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from paperlib.bounds.interval import Interval
+from paperlib.certificates.intervals import elbo_lower, elbo_upper
+from paperlib.certificates.method import METHODS, MemoryUse, Problem, TrainableMethod
+from paperlib.models.elbo import Target
+from paperlib.models.vae import VAE
+from paperlib.threats.balls import LinfBall
+
+
+@dataclass(frozen=True)
+class IBP(TrainableMethod):
+    """A box for every unit of every layer: two products a layer, differentiable in the parameters."""
+
+    def bounds(
+        self, vae: VAE, x: Tensor, ball: LinfBall, noise: Tensor, target: Target = "perturbed", sound: bool = False
+    ) -> Interval:
+        problem = Problem.checked(vae, x, ball, noise, target, sound)
+        bounds = Interval(elbo_lower(problem.vae, problem.bounds), elbo_upper(problem.vae, problem.bounds))
+        return bounds if problem.sound is None else bounds.widen(problem.sound.value_rounding)
+
+    def lower_over(self, problem: Problem) -> Tensor:
+        lower = elbo_lower(problem.vae, problem.bounds)
+        return lower if problem.sound is None else lower - problem.sound.value_rounding
+
+    def memory(self, vae: VAE, layer_sizes: Sequence[int]) -> MemoryUse:
+        return MemoryUse(per_image=12 * sum(layer_sizes))
+
+
+METHODS["ibp"] = IBP()

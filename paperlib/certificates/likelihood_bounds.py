@@ -1,0 +1,98 @@
+"""What a certificate asks of a decoder likelihood: bounds of `log_prob` over a box of outputs and a box of targets.
+
+The bounds of a user's own likelihood subclass `LikelihoodBounds` with two methods and are registered:
+
+    likelihood_bounds.register(MyLikelihood, MyBounds)
+
+Shapes: output and target are [batch, *data_shape]; sums over an example are [batch], in nats.
+"""
+
+from abc import ABC, abstractmethod
+from functools import singledispatch
+
+from torch import Tensor
+
+from paperlib.bounds.interval import Interval
+from paperlib.bounds.linear import AlphaRelaxation, JointLinearFunction
+from paperlib.bounds.rounding import Rounding
+from paperlib.bounds.rules import UnsupportedLayerError, registered_type
+from paperlib.models.likelihood import Likelihood
+
+
+class LikelihoodBounds(ABC):
+    """Bounds of one likelihood's `log_prob` over a box of outputs and a box of targets."""
+
+    def __init__(self, likelihood: Likelihood):
+        self.likelihood = likelihood
+
+    @abstractmethod
+    def lower(self, output: Interval, target: Interval) -> Tensor:
+        """A lower bound of `log_prob` over both boxes, [batch]. Apart from `upper`, as training needs only this end."""
+
+    @abstractmethod
+    def upper(self, output: Interval, target: Interval) -> Tensor:
+        """An upper bound of `log_prob` over both boxes, [batch]."""
+
+    def bounds(self, output: Interval, target: Interval) -> Interval:
+        """An interval that contains `log_prob` over both boxes, [batch]."""
+        return Interval(self.lower(output, target), self.upper(output, target))
+
+    def linear_below(
+        self, output: Interval, target: Interval
+    ) -> JointLinearFunction | AlphaRelaxation[JointLinearFunction]:
+        """Linear functions of output and target, one for each element, whose sum is below `log_prob` over both boxes.
+
+        Only the linear bounds need this and `linear_above`; raises NotImplementedError where a likelihood has none.
+        """
+        raise NotImplementedError(
+            f'{type(self).__name__} has no linear_below, which linear bounds need: use method="ibp"'
+        )
+
+    def linear_above(
+        self, output: Interval, target: Interval
+    ) -> JointLinearFunction | AlphaRelaxation[JointLinearFunction]:
+        """Linear functions of output and target, one for each element, whose sum is above `log_prob` over both boxes."""
+        raise NotImplementedError(
+            f'{type(self).__name__} has no linear_above, which linear bounds need: use method="ibp"'
+        )
+
+    def decrease_bound(self, output: Interval, target: Interval) -> tuple[Tensor, Tensor]:
+        """Slope and curvature, each [batch, *data_shape] and not negative, that bound how far `log_prob` can fall:
+
+            log_prob(output + d, target)  >=  log_prob(output, target) - sum( slope * |d| + curvature * d^2 / 2 )
+
+        for output and target of the boxes and d of any size. Only `certify_expected` needs this.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no decrease_bound, which certify_expected needs")
+
+    def rounding(self, output: Interval, target: Interval) -> Rounding:
+        """How `log_prob` rounds, at worst over both boxes and in any order of summation, [batch].
+
+        Only sound bounds need this; raises NotImplementedError where a likelihood has none.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no rounding, which sound bounds need: use sound=False")
+
+
+@singledispatch
+def likelihood_bounds(likelihood: Likelihood) -> LikelihoodBounds:
+    """(likelihood) -> LikelihoodBounds
+
+    The registered bounds of one type of likelihood.
+    """
+    raise UnsupportedLayerError(f"no bounds for {type(likelihood).__name__}")
+
+
+def bounds_of(likelihood: Likelihood) -> LikelihoodBounds:
+    """The bounds of this likelihood.
+
+    Raises UnsupportedLayerError where none are registered for its type, or where a subclass overrides the `log_prob`
+    that the registered ones bound.
+    """
+    kind = registered_type(likelihood_bounds, type(likelihood), "log_prob")
+    if kind is None:
+        name = type(likelihood).__name__
+        raise UnsupportedLayerError(
+            f"no bounds for the likelihood {name}; register a subclass of LikelihoodBounds with "
+            f"paperlib.certificates.likelihood_bounds.likelihood_bounds.register({name}, ...)"
+        )
+    return likelihood_bounds.dispatch(kind)(likelihood)

@@ -1,0 +1,97 @@
+"""What a method of certification is, and the words that name the methods.
+
+A method is a small frozen object that carries its own options, such as `Crown(alpha_steps=10)`. A new one is one file
+that subclasses `Method` and ends with `METHODS["its-word"] = MyMethod()`.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from paperlib.bounds.interval import Interval
+from paperlib.certificates.float_sound import SoundBounds
+from paperlib.certificates.intervals import IntervalBounds, target_box
+from paperlib.models.elbo import Target, check_inputs, check_target, explain_misfit
+from paperlib.models.vae import VAE
+from paperlib.threats.balls import LinfBall
+
+
+@dataclass(frozen=True)
+class MemoryUse:
+    """What a method holds at its peak, in float64 numbers; beside it stand the model, the images and the rows."""
+
+    per_image: int
+    fixed: int = 0  # for any number of images
+    largest_batch: int = 500  # more images at a time are not faster
+
+
+class Method(ABC):
+    """A way to bound the ELBO over a perturbation set from both sides."""
+
+    @abstractmethod
+    def bounds(
+        self, vae: VAE, x: Tensor, ball: LinfBall, noise: Tensor, target: Target = "perturbed", sound: bool = False
+    ) -> Interval:
+        """Certified: every x' in the ball has lower <= ELBO(x'; noise) <= upper, [batch]. See `elbo_bounds`."""
+
+    def lower(
+        self, vae: VAE, x: Tensor, ball: LinfBall, noise: Tensor, target: Target = "perturbed", sound: bool = False
+    ) -> Tensor:
+        """The lower end of `bounds`, [batch]; methods for which one end costs less than both override it."""
+        return self.bounds(vae, x, ball, noise, target, sound).lower
+
+    @abstractmethod
+    def memory(self, vae: VAE, layer_sizes: Sequence[int]) -> MemoryUse:
+        """What `bounds` holds at its peak, from the numbers that each layer puts out for an image."""
+
+
+class TrainableMethod(Method):
+    """A method whose lower end is differentiable in the model's parameters."""
+
+    def lower(
+        self, vae: VAE, x: Tensor, ball: LinfBall, noise: Tensor, target: Target = "perturbed", sound: bool = False
+    ) -> Tensor:
+        return self.lower_over(Problem.checked(vae, x, ball, noise, target, sound))
+
+    @abstractmethod
+    def lower_over(self, problem: "Problem") -> Tensor:
+        """The lower end over boxes that are made already, [batch]: for inner loops, which check nothing."""
+
+
+METHODS: dict[str, Method] = {}  # by the word that stands for each wherever a method is asked for
+
+
+def find_method(method: str | Method) -> Method:
+    """The method itself, or the one that a word stands for, with its default options.
+
+    Raises ValueError for an unknown word.
+    """
+    if isinstance(method, Method):
+        return method
+    if method not in METHODS:
+        raise ValueError(f"unknown method {method!r}; use one of {', '.join(map(repr, METHODS))}")
+    return METHODS[method]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A model at a noise draw, and interval bounds of all its quantities over the boxes of inputs and targets."""
+
+    vae: VAE
+    noise: Tensor  # [batch, latent_dim]
+    bounds: IntervalBounds
+    sound: SoundBounds | None = None  # None: real arithmetic; else `vae` and `noise` are in float64
+
+    @classmethod
+    def checked(cls, vae: VAE, x: Tensor, ball: LinfBall, noise: Tensor, target: Target, sound: bool) -> "Problem":
+        """The problem of `elbo_bounds` with its arguments. Raises as documented there."""
+        check_target(target)
+        check_inputs(vae, x, noise)
+        with explain_misfit(x):
+            if sound:
+                deployed = SoundBounds.of(vae, x, ball, noise, target)
+                return cls(deployed.network, noise.double(), deployed.bounds, deployed)
+            box = ball.box(x)
+            return cls(vae, noise, IntervalBounds.of(vae, box, noise, target_box(target, box, x)))

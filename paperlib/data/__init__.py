@@ -1,0 +1,1 @@
+"""Data sets, and the files of those that the library brings, with their licences."""

@@ -1,0 +1,194 @@
+"""Data sets in memory: MNIST and Fashion-MNIST, 5,000 digits that the library brings, and three toy sets in the plane.
+
+`PAPERLIB_DATA` names the root folder of the full sets, in torchvision's layout; default is a cache folder in the home.
+Raw files are checked against their SHA-256 before use and are never overwritten.
+"""
+
+import hashlib
+import os
+import sys
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from paperlib.data.toys import TOYS, toy_points
+from paperlib.threats.balls import LinfBall
+
+CHECKSUMS = {
+    "mnist": {
+        "MNIST/raw/train-images-idx3-ubyte": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
+        "MNIST/raw/train-labels-idx1-ubyte": "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
+        "MNIST/raw/t10k-images-idx3-ubyte": "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
+        "MNIST/raw/t10k-labels-idx1-ubyte": "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
+    },
+    "fashion-mnist": {
+        "FashionMNIST/raw/train-images-idx3-ubyte": "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
+        "FashionMNIST/raw/train-labels-idx1-ubyte": "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
+        "FashionMNIST/raw/t10k-images-idx3-ubyte": "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
+        "FashionMNIST/raw/t10k-labels-idx1-ubyte": "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
+    },
+    "mnist5k": {"mnist5k.npz": "809ec085d551285cf9efad12c42a6aead98c62f96eb9936cc5b778870773e50d"},
+}
+
+Split = Literal["train", "test"]
+
+
+class DataError(ValueError):
+    """A data file is missing, truncated or altered; names the file, the expected and the found checksum."""
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """x: float32 [count, *shape] in [low, high]; y: int64 [count], the class; name: what captions and rows must say."""
+
+    name: str
+    x: Tensor
+    y: Tensor
+    low: float = 0.0
+    high: float = 1.0
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.x.shape[1:])
+
+    def ball(self, eps: float) -> LinfBall:
+        """The l-infinity ball of this radius, clipped to the range of the data."""
+        return LinfBall(eps, self.low, self.high)
+
+
+def load_dataset(name: str, split: Split = "train") -> Dataset:
+    """The data set of this name; images flat, [count, 784], in [0, 1].
+
+    Args:
+        name: "mnist", "fashion-mnist", "mnist5k", "auto" (see `resolve`), "two-moons", "eight-gaussians" or "pinwheel".
+        split: "train" or "test".
+
+    Raises:
+        DataError: a file is missing and cannot be downloaded, or its checksum differs; nothing is overwritten.
+        ValueError: an unknown name or split.
+    """
+    if split not in ("train", "test"):
+        raise ValueError(f'split must be "train" or "test", got {split!r}')
+    name = resolve(name)
+    if name in TOYS:
+        return _toy(name, split)
+    if name == "mnist5k":
+        return _embedded_digits(split)
+    if name in ("mnist", "fashion-mnist"):
+        return _idx(name, split)
+    raise ValueError(f"unknown data set {name!r}; known are {[*CHECKSUMS, 'auto', *TOYS]}")
+
+
+def resolve(name: str) -> str:
+    """The name itself, but for "auto": "mnist" if it is present or can be downloaded, else "mnist5k" with a loud line.
+
+    Raises DataError if the full set is present but damaged: then it is to be mended, not silently replaced.
+    """
+    if name != "auto":
+        return name
+    try:
+        _ensure_files("mnist")
+    except FileNotFoundError as error:
+        line = f"WARNING: full MNIST is not available ({error}); using the 5,000 embedded digits, mnist5k, instead."
+        print(line, file=sys.stderr, flush=True)
+        return "mnist5k"
+    return "mnist"
+
+
+def data_root() -> Path:
+    """`PAPERLIB_DATA`, or the folder `paperlib` in the user's cache."""
+    cache_home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return Path(os.environ.get("PAPERLIB_DATA") or cache_home / "paperlib")
+
+
+def checksum(name: str) -> str:
+    """One SHA-256 that stands for all files of a data set, or for the recipe of a toy set."""
+    parts = CHECKSUMS.get(name) or {name: f"generated: {name}"}
+    return hashlib.sha256("".join(parts.values()).encode()).hexdigest()
+
+
+def data_origin(name: str) -> dict[str, Any]:
+    """What the header of a row file says of the data behind the rows: name and checksum."""
+    return {"dataset": name, "checksum": checksum(name)}
+
+
+def _ensure_files(name: str) -> Path:
+    """The root with all files of the set present and whole; downloads them when all of them are absent.
+
+    Raises FileNotFoundError when a download is needed and fails, and DataError when a file differs.
+    """
+    root = data_root()
+    wanted = CHECKSUMS[name]
+    missing = [file for file in wanted if not (root / file).is_file()]
+    if missing and len(missing) < len(wanted):
+        raise DataError(
+            f"{root / missing[0]} is missing beside the others (expected SHA-256 {wanted[missing[0]]}, found none). "
+            "Restore it, or move the others away to have all of them downloaded again."
+        )
+    if missing:
+        try:
+            from torchvision import datasets  # here, as only a download needs it
+        except ModuleNotFoundError as error:
+            raise FileNotFoundError(
+                f"{root / missing[0]} is missing, and torchvision, which would download it, is not installed"
+            ) from error
+        kind = datasets.MNIST if name == "mnist" else datasets.FashionMNIST
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+            kind(str(root), download=True)
+        except (OSError, RuntimeError) as error:
+            raise FileNotFoundError(f"{root / missing[0]} is missing and cannot be downloaded") from error
+    for file, expected in wanted.items():
+        path = root / file
+        found = _sha256(path, path.stat().st_mtime_ns, path.stat().st_size)
+        if found != expected:
+            raise DataError(
+                f"{path} is damaged: expected SHA-256 {expected}, found {found}. "
+                "Move it away to have it downloaded again."
+            )
+    return root
+
+
+@cache
+def _sha256(path: Path, modified: int, size: int) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _idx(name: str, split: Split) -> Dataset:
+    try:
+        root = _ensure_files(name)
+    except FileNotFoundError as error:
+        raise DataError(f"{error}; set PAPERLIB_DATA to a folder in torchvision's layout, or use mnist5k") from error
+    prefix = "train" if split == "train" else "t10k"
+    images, labels = (f for f in CHECKSUMS[name] if Path(f).name.startswith(prefix))
+    # idx files: a header of 4 bytes and 4 for each dimension, then one byte for each value
+    pixels = np.fromfile(root / images, dtype=np.uint8, offset=16).reshape(-1, 784)
+    classes = np.fromfile(root / labels, dtype=np.uint8, offset=8)
+    return Dataset(name, torch.from_numpy(pixels).float() / 255, torch.from_numpy(classes).long())
+
+
+def _embedded_digits(split: Split) -> Dataset:
+    path = Path(__file__).with_name("mnist5k.npz")
+    with np.load(path) as file:
+        pixels, classes = file["pixels"], file["classes"]  # uint8 [5000, 784] and [5000], sorted by class
+    (expected,) = CHECKSUMS["mnist5k"].values()
+    found = hashlib.sha256(pixels.tobytes() + classes.tobytes()).hexdigest()
+    if found != expected:
+        raise DataError(f"{path} is damaged: expected SHA-256 {expected}, found {found}; install the library anew")
+    order = np.random.default_rng(0).permutation(len(pixels))
+    order = order[:4_000] if split == "train" else order[4_000:]
+    x = torch.from_numpy(pixels[order].astype(np.float32)) / 255
+    return Dataset("mnist5k", x, torch.from_numpy(classes[order].astype(np.int64)))
+
+
+def _toy(name: str, split: Split) -> Dataset:
+    # The plane is cut to [-4, 4]^2, far outside the data: a ball needs a range to be clipped to.
+    points, kind = toy_points(name, 4_096 if split == "train" else 1_024, seed=0 if split == "train" else 1)
+    x = torch.from_numpy(points.astype(np.float32)).clamp(-4, 4)
+    return Dataset(name, x, torch.from_numpy(kind), low=-4.0, high=4.0)

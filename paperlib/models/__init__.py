@@ -1,0 +1,1 @@
+"""Densities and networks: the posterior, likelihoods, the VAE and its ELBO. Knows no bound."""

@@ -1,0 +1,100 @@
+"""Decoder likelihoods log p(target | z) for a fixed latent z.
+
+A likelihood sees the decoder's raw output [batch, *data_shape] (logits, or means) and the target of the same shape; its
+values are [batch], in nats. A user's own likelihood subclasses `Likelihood` with two methods; for certificates its bounds
+are registered beside it, see `paperlib.certificates.likelihood_bounds`.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class Likelihood(nn.Module, ABC):
+    """p(target | output), independent over the elements of an example."""
+
+    @abstractmethod
+    def log_prob(self, output: Tensor, target: Tensor) -> Tensor:
+        """log p(target | output) summed over all but the batch dimension: [batch], in nats."""
+
+    @abstractmethod
+    def mean(self, output: Tensor) -> Tensor:
+        """The expected data under the likelihood, [batch, *data_shape]: what a reconstruction shows."""
+
+
+def sum_per_example(terms: Tensor) -> Tensor:
+    """The sum over all but the batch dimension: [batch, *shape] -> [batch]."""
+    return terms.flatten(1).sum(1)
+
+
+class Bernoulli(Likelihood):
+    """Independent Bernoulli pixels with the output as logit l: log p(t | l) = t * l - softplus(l), for t in [0, 1].
+
+    For grey values in between it is the usual unnormalised VAE objective.
+    """
+
+    def log_prob(self, output: Tensor, target: Tensor) -> Tensor:
+        return sum_per_example(target * output - softplus(output))
+
+    def mean(self, output: Tensor) -> Tensor:
+        return torch.sigmoid(output)
+
+
+class _Softplus(torch.autograd.Function):
+    """log(1 + exp(l)) in float32, within 8 unit roundoffs of 1 + its value.
+
+    torch's own takes log1p, which for float32 is not vectorised on the CPU and then costs as much as a layer's product.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logit: Tensor) -> Tensor:
+        ctx.save_for_backward(logit)
+        return logit.abs().neg_().exp_().add_(1).log_().add_(logit.clamp(min=0))
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        (logit,) = ctx.saved_tensors
+        return gradient * torch.sigmoid(logit)
+
+
+def softplus(logit: Tensor) -> Tensor:
+    """log(1 + exp(l)), elementwise: the normaliser of a Bernoulli with logit l."""
+    # torch steps from log(1 + exp(l)) down to l at its default threshold of 20, by 2e-9; at 50 by less than rounding.
+    return _Softplus.apply(logit) if logit.dtype == torch.float32 else F.softplus(logit, threshold=50)
+
+
+class Gaussian(Likelihood):
+    """Independent Gaussian pixels around the output: log N(target; output, scale^2), in nats of a density.
+
+    Args:
+        scale: standard deviation in data units, one for all pixels.
+        learned: whether training adapts the scale (its logarithm is then a parameter).
+
+    Raises:
+        ValueError: a scale that is not positive and finite.
+    """
+
+    def __init__(self, scale: float = 1.0, learned: bool = False):
+        super().__init__()
+        if not 0 < scale < math.inf:
+            raise ValueError(f"scale must be positive and finite, got {scale}")
+        log_scale = torch.tensor(math.log(scale))
+        if learned:
+            self.log_scale = nn.Parameter(log_scale)
+        else:
+            self.register_buffer("log_scale", log_scale)
+
+    def log_prob(self, output: Tensor, target: Tensor) -> Tensor:
+        return sum_per_example(self.log_density((target - output).abs()))
+
+    def mean(self, output: Tensor) -> Tensor:
+        return output
+
+    def log_density(self, distance: Tensor) -> Tensor:
+        """log N(target; output, scale^2) of each element at this distance |target - output|."""
+        standardized = distance * torch.exp(-self.log_scale)
+        return -standardized.square() / 2 - self.log_scale - math.log(2 * math.pi) / 2

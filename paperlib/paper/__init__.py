@@ -1,0 +1,1 @@
+"""The experiments and figures of this repository. Nothing else in the library imports them."""

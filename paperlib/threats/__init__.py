@@ -1,0 +1,1 @@
+"""What an adversary can do: perturbation sets, and attacks that search them."""

@@ -1,0 +1,105 @@
+"""Attacks that search a ball for the input of lowest ELBO, at a fixed noise draw.
+
+An attack proves nothing by failing: it bounds the robust ELBO from above, as the certificate bounds it from below.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from paperlib.models.elbo import Target, check_inputs, check_target, unchecked_elbo
+from paperlib.models.vae import VAE
+from paperlib.threats.balls import LinfBall
+
+Objective = Callable[[Tensor], Tensor]  # [batch, *data_shape] -> [batch]; examples do not mix
+
+
+def fgsm(vae: VAE, x: Tensor, ball: LinfBall, noise: Tensor, target: Target = "perturbed") -> Tensor:
+    """One step of size eps against the sign of the ELBO's gradient at x (Goodfellow et al. 2015): a point of the ball.
+
+    Shapes and errors as for `pgd`.
+    """
+    check_inputs(vae, x, noise)
+    _, gradient = _value_and_gradient(_elbo_objective(vae, x, noise, target), x)
+    return ball.project(x - ball.eps * gradient.sign(), x)
+
+
+def pgd(
+    vae: VAE,
+    x: Tensor,
+    ball: LinfBall,
+    noise: Tensor,
+    steps: int = 40,
+    restarts: int = 1,
+    generator: torch.Generator | None = None,
+    target: Target = "perturbed",
+) -> Tensor:
+    """The point of lowest ELBO that projected gradient descent meets (Madry et al. 2018), [batch, *data_shape].
+
+    Every result lies in the ball and in the data range, and its ELBO is never above that of x, of x + eps on all pixels
+    or of the FGSM point: these are met on the way and the best point is kept for each example. The first restart
+    begins at x and its first step is FGSM; further ones begin at random points of the ball. Later steps shrink
+    linearly from eps / 2 to eps / 40, so that the search is wide first and settles in the end.
+
+    Args:
+        x: [batch, *data_shape] in the data range.
+        noise: [batch, latent_dim], the same draw as the certificate's.
+        steps: gradient steps of each restart.
+        generator: draws the random starts.
+        target: "perturbed" attacks the likelihood of x' itself, "clean" that of x.
+
+    Raises:
+        ValueError: fewer than one step or restart, x outside the data range, shapes or dtypes that do not fit.
+    """
+    if steps < 1 or restarts < 1:
+        raise ValueError(f"an attack needs at least one step and one restart, got steps={steps}, restarts={restarts}")
+    check_inputs(vae, x, noise)
+    objective = _elbo_objective(vae, x, noise, target)
+    if ball.eps == 0:
+        return ball.project(x, x)
+    best, least = descend(objective, x, ball, x, steps)
+    shifted = ball.project(x + ball.eps, x)
+    best, least = _keep_lower(best, least, shifted, objective(shifted))
+    for _ in range(restarts - 1):
+        best, least = _keep_lower(best, least, *descend(objective, x, ball, ball.sample(x, generator), steps))
+    return best
+
+
+def descend(objective: Objective, x: Tensor, ball: LinfBall, start: Tensor, steps: int) -> tuple[Tensor, Tensor]:
+    """Sign-gradient descent of any per-example objective inside the ball around x: the best point met and its value.
+
+    The start and the point after one step of size eps are among those met. No gradient remains in the result.
+    """
+    lower, upper = ball.box(x)
+    point, best, least = start, start, torch.full_like(start.flatten(1)[:, 0], torch.inf)
+    for step in range(steps):
+        # The point is already projected: a clamp inside the graph would have no gradient at the pixel boundary.
+        value, gradient = _value_and_gradient(objective, point)
+        best, least = _keep_lower(best, least, point, value)
+        size = ball.eps if step == 0 else ball.eps * (0.5 - 0.475 * step / steps)
+        point = (point - size * gradient.sign()).clamp(lower, upper)
+    return _keep_lower(best, least, point, objective(point))
+
+
+@torch.no_grad()
+def _keep_lower(best: Tensor, least: Tensor, point: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    lower = (value < least).view(-1, *[1] * (best.ndim - 1))
+    return torch.where(lower, point, best), torch.minimum(value, least)
+
+
+@torch.enable_grad()
+def _value_and_gradient(objective: Objective, x: Tensor) -> tuple[Tensor, Tensor]:
+    x = x.detach().requires_grad_()
+    value = objective(x)
+    (gradient,) = torch.autograd.grad(value.sum(), x)
+    return value.detach(), gradient
+
+
+def _elbo_objective(vae: VAE, x: Tensor, noise: Tensor, target: Target) -> Objective:
+    check_target(target)
+
+    def objective(point: Tensor) -> Tensor:
+        return unchecked_elbo(vae, point, noise, x if target == "clean" else point)
+
+    return objective

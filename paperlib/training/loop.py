@@ -1,0 +1,204 @@
+"""Training of VAE and proVAE: one plain loop over data held in memory."""
+
+import copy
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from paperlib.certificates.api import certificate
+from paperlib.data.datasets import Dataset, load_dataset
+from paperlib.models.elbo import elbo_terms
+from paperlib.models.vae import VAE
+from paperlib.runtime.device import choose_device, is_synchronous, matmul_precision
+from paperlib.runtime.distributed import rank_and_world_size
+from paperlib.runtime.progress import Progress
+from paperlib.threats.balls import LinfBall
+from paperlib.training.config import TrainConfig
+from paperlib.training.loss import robust_loss
+from paperlib.training.resume import State, resumable, tensor_digest, translate_peer_errors
+from paperlib.training.schedule import eps_at, kappa_at, lr_at
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """`vae` in evaluation mode on the CPU; `history`: one row per epoch, on held-out training images, in nats."""
+
+    vae: VAE
+    history: pd.DataFrame
+
+
+class TrainingDivergedError(ArithmeticError):
+    """The loss stopped being finite. `result` holds the model and history at the end of the last good epoch."""
+
+    def __init__(self, what: str, step: int, result: TrainResult):
+        super().__init__(
+            f"{what} at step {step}: training diverged. "
+            f".result holds the last good state ({len(result.history)} epochs); lower lr or eps."
+        )
+        self.result = result
+
+
+class _Objective(nn.Module):
+    """`robust_loss` as the module that DistributedDataParallel takes."""
+
+    def __init__(self, vae: VAE, config: TrainConfig):
+        super().__init__()
+        self.vae, self.config = vae, config
+
+    def forward(self, x: Tensor, ball: LinfBall, noise: Tensor, kappa: float) -> Tensor:
+        return robust_loss(self.vae, x, ball, noise, kappa, self.config.bound, self.config.target)
+
+
+def train(
+    config: TrainConfig,
+    *,
+    vae: VAE | None = None,
+    data: Dataset | None = None,
+    device: str = "auto",
+    folder: str | Path | None = None,
+) -> TrainResult:
+    """Train a model; the same configuration on the same machine gives the same bits on the CPU.
+
+    The last tenth of the training images, at most 1,000, is held out of training and measured after each epoch. Inside
+    `process_group` each process takes its part of every batch, and the result is that of one process but for rounding.
+
+    Args:
+        vae: a model of the user's own to train further, instead of the one the configuration builds; it is not changed.
+        data: a data set of the user's own, instead of `load_dataset(config.dataset)`.
+        device: "auto", or the name of a torch device.
+        folder: keeps a checkpoint of the last epoch. After an end of whatever kind the same call goes on from it, to
+            the same bits on the CPU as without the break, dropout aside; a finished run is returned as it is.
+
+    Raises:
+        TrainingDivergedError: a non-finite loss; carries the last good state.
+        ValueError: data outside its range, fewer examples than one batch, or a device that is not present; a checkpoint
+            of another run (ConfigMismatchError) or no whole one (DamagedFileError).
+        RunFolderError: `folder` is in use by another process, or cannot be written.
+        PeerStoppedError: another process of this run stopped.
+    """
+    where = choose_device(device)
+    data = load_dataset(config.dataset) if data is None else data
+    x, x_held_out = (part.to(where) for part in _split(data, config, any_shape=vae is not None))
+    state = _begin(config, vae, where)
+    identity = {} if folder is None else _identity(config, data, vae, where)
+    name = f"train {data.name} eps={config.eps:g} kappa={config.kappa:g}"
+    with (
+        translate_peer_errors(state),
+        resumable(folder, state, identity) as save,
+        Progress(name, config.steps) as progress,
+    ):
+        progress.step(state.step)
+        objective: nn.Module = _Objective(state.vae, config)
+        if rank_and_world_size()[1] > 1:
+            objective = DistributedDataParallel(objective)
+        while state.step < config.steps:
+            with matmul_precision("tf32", where):
+                _epoch(state, objective, x, data, config, progress)
+            with matmul_precision("ieee", where):
+                row = _measure(state.vae, x_held_out, data, config, state.step - 1)
+            if not math.isfinite(row["clean"] + row["certified"]):
+                what = f"held-out ELBO {row['clean']:g}, certified {row['certified']:g}"
+                raise _diverged(what, state.step - 1, state)
+            state.rows.append(row)
+            state.good.load_state_dict(state.vae.state_dict())
+            save()
+            progress.step(0, note=f"clean {row['clean']:.1f}, certified {row['certified']:.1f}")
+    return TrainResult(state.vae.cpu().eval(), pd.DataFrame(state.rows))
+
+
+def _split(data: Dataset, config: TrainConfig, any_shape: bool) -> tuple[Tensor, Tensor]:
+    """The examples to train on and those held out, checked against the configuration."""
+    held_out = min(1_000, max(1, len(data.x) // 10))
+    x, x_held_out = data.x[: len(data.x) - held_out], data.x[len(data.x) - held_out :]
+    if len(x) < config.batch_size:
+        raise ValueError(f"{data.name} has {len(x)} examples to train on, fewer than one batch of {config.batch_size}")
+    if config.batch_size < rank_and_world_size()[1]:
+        raise ValueError(f"a batch of {config.batch_size} cannot be shared by {rank_and_world_size()[1]} processes")
+    if not any_shape and data.shape != config.data_shape:
+        raise ValueError(f"{data.name} has examples of shape {data.shape}, the configuration says {config.data_shape}")
+    data.ball(config.eps).check(data.x)
+    return x, x_held_out
+
+
+def _begin(config: TrainConfig, vae: VAE | None, where: torch.device) -> State:
+    vae = (copy.deepcopy(vae) if vae is not None else config.build()).to(where)
+    optimizer = torch.optim.Adam(vae.parameters(), lr=config.lr, fused=where.type in ("cuda", "cpu"))
+    return State(vae, copy.deepcopy(vae), optimizer, torch.Generator(where).manual_seed(config.seed))
+
+
+def _identity(config: TrainConfig, data: Dataset, vae: VAE | None, where: torch.device) -> dict[str, Any]:
+    """All that decides a run, in JSON types."""
+    return config.as_dict() | {
+        "data": f"{data.name} in [{float(data.low)}, {float(data.high)}], SHA-256 {tensor_digest({'x': data.x})}",
+        "own model": None if vae is None else f"SHA-256 {tensor_digest(vae.state_dict(), str(vae))}",
+        "device": where.type,
+    }
+
+
+def _epoch(
+    state: State, objective: nn.Module, x: Tensor, data: Dataset, config: TrainConfig, progress: Progress
+) -> None:
+    """Take the steps up to the end of the epoch or of the run."""
+    rank, count = rank_and_world_size()
+    steps = min(len(x) // config.batch_size, config.steps - state.step)
+    order = torch.randperm(len(x), generator=state.generator, device=x.device)
+    state.vae.train()
+    losses: list[Tensor] = []
+    for number, batch in enumerate(order.split(config.batch_size)[:steps], start=1):
+        # every process draws all the noise, so that it is the same for any number of them
+        noise = torch.randn(len(batch), state.vae.latent_dim, generator=state.generator, device=x.device)
+        part, part_noise = (whole.tensor_split(count)[rank] for whole in (batch, noise))
+        for group in state.optimizer.param_groups:
+            group["lr"] = lr_at(state.step, config)
+        ball, kappa = data.ball(eps_at(state.step, config)), kappa_at(state.step, config)
+
+        # The processes average their gradients: so weighted, parts of any size give that of the whole batch's mean.
+        loss = objective(x[part], ball, part_noise, kappa) * (len(part) * count / len(batch))
+        state.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(state.vae.parameters(), config.clip)
+        losses += [loss.detach(), norm]
+        if number == steps or is_synchronous(x.device):
+            _check_finite(torch.stack(losses).view(-1, 2), state)
+            losses.clear()
+        state.optimizer.step()
+        state.step += 1
+        progress.step()
+
+
+def _check_finite(losses: Tensor, state: State) -> None:
+    """`losses` holds loss and gradient norm of the steps up to this one, [steps, 2]."""
+    finite = losses.isfinite().all(dim=1)
+    if not finite.all():
+        first = int(finite.logical_not().nonzero()[0])
+        loss, norm = losses[first].tolist()
+        raise _diverged(f"loss {loss:g}, gradient norm {norm:g}", state.step + 1 - len(losses) + first, state)
+
+
+def _diverged(what: str, step: int, state: State) -> TrainingDivergedError:
+    return TrainingDivergedError(what, step, TrainResult(state.good.cpu().eval(), pd.DataFrame(state.rows)))
+
+
+@torch.no_grad()
+def _measure(vae: VAE, x: Tensor, data: Dataset, config: TrainConfig, step: int) -> dict[str, float]:
+    vae.eval()
+    generator = torch.Generator(x.device).manual_seed(config.seed)  # the same noise after each epoch
+    noise = torch.randn(len(x), vae.latent_dim, generator=generator, device=x.device)
+    eps = eps_at(step, config)
+    log_likelihood, kl = elbo_terms(vae, x, noise, x)
+    return {
+        "step": step + 1,
+        "eps": eps,
+        "kappa": kappa_at(step, config),
+        "lr": lr_at(step, config),
+        "clean": (log_likelihood - kl).mean().item(),
+        "log_likelihood": log_likelihood.mean().item(),
+        "kl": kl.mean().item(),
+        "certified": certificate(vae, x, data.ball(eps), noise, config.bound, config.target).mean().item(),
+    }

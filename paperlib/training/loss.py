@@ -1,0 +1,45 @@
+"""The objective of proVAE (paper, section 4)."""
+
+import torch
+from torch import Tensor
+
+from paperlib.certificates.intervals import IntervalBounds, target_box
+from paperlib.certificates.method import Method, Problem, TrainableMethod, find_method
+from paperlib.models.elbo import Target, unchecked_elbo
+from paperlib.models.vae import VAE
+from paperlib.threats.balls import LinfBall
+
+
+def robust_loss(
+    vae: VAE,
+    x: Tensor,
+    ball: LinfBall,
+    noise: Tensor,
+    kappa: float,
+    method: str | Method = "ibp",
+    target: Target = "perturbed",
+) -> Tensor:
+    """minus the batch mean of  kappa * ELBO + (1 - kappa) * certificate  (paper, section 4): a scalar, in nats.
+
+    For inner loops: x must lie in the data range and is not checked, so that a device is never waited for.
+
+    Args:
+        x: [batch, *data_shape].
+        noise: [batch, latent_dim].
+        kappa: weight of the clean ELBO, in [0, 1]; at 1 no certificate is computed, at 0 no clean ELBO.
+        method: of the certificate: "ibp" or "crown-ibp", which have a gradient.
+
+    Raises ValueError for an unknown method, or one without a gradient.
+    """
+    trained = find_method(method)
+    if not isinstance(trained, TrainableMethod):
+        raise ValueError(f"{trained} has no gradient to train on: use one of 'ibp', 'crown-ibp'")
+    # minimise over the weights  -kappa ELBO(x) - (1 - kappa) C(x)  with  C(x) <= min over x' in the ball of ELBO(x')
+    objective = torch.zeros(len(x), dtype=x.dtype, device=x.device)
+    if kappa > 0:
+        objective = objective + kappa * unchecked_elbo(vae, x, noise, x)
+    if kappa < 1:
+        box = ball.unchecked_box(x)
+        bounds = IntervalBounds.of(vae, box, noise, target_box(target, box, x))
+        objective = objective + (1 - kappa) * trained.lower_over(Problem(vae, noise, bounds))
+    return -objective.mean()

@@ -1,0 +1,179 @@
+"""A training run that goes on after its process has ended: its state, the folder that keeps it, and its errors."""
+
+import hashlib
+import json
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, distributed
+
+from paperlib.models.vae import VAE
+from paperlib.runtime.distributed import PeerStoppedError, on_rank_zero
+from paperlib.runtime.files import ConfigMismatchError, DamagedFileError, read_tensors, write_tensors
+
+Snapshot = tuple[dict[str, Tensor], int, list[dict[str, float]]]  # the arguments of State.restore
+
+
+class RunFolderError(OSError):
+    """The folder of a run cannot be used; says why and what to do. The last whole checkpoint is intact."""
+
+
+@dataclass
+class State:
+    """All that the next step depends on, and what was measured so far; `good` is the model as the last epoch left it.
+
+    A model that draws numbers of its own (dropout) takes them from torch's global generator, which is no part of it.
+    """
+
+    vae: VAE
+    good: VAE
+    optimizer: torch.optim.Adam
+    generator: torch.Generator
+    step: int = 0
+    rows: list[dict[str, float]] = field(default_factory=list)
+    saved: int = 0  # epochs that the checkpoint in the run's folder holds
+
+    def tensors(self) -> dict[str, Tensor]:
+        moments = self.optimizer.state_dict()["state"]
+        return {
+            **{f"vae.{name}": tensor for name, tensor in self.vae.state_dict().items()},
+            **{f"adam.{index}.{name}": tensor for index in moments for name, tensor in moments[index].items()},
+            "generator": self.generator.get_state(),
+        }
+
+    def restore(self, tensors: Mapping[str, Tensor], step: int, rows: list[dict[str, float]]) -> None:
+        """Become the state that `tensors`, `step` and `rows` were taken from, to the bit."""
+        weights: dict[str, Tensor] = {}
+        moments: dict[int, dict[str, Tensor]] = defaultdict(dict)
+        for key, tensor in tensors.items():
+            kind, _, name = key.partition(".")
+            if kind == "vae":
+                weights[name] = tensor
+            elif kind == "adam":
+                index, _, moment = name.partition(".")
+                moments[int(index)][moment] = tensor
+        self.vae.load_state_dict(weights)
+        self.good.load_state_dict(weights)
+        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
+        self.generator.set_state(tensors["generator"])
+        self.step, self.rows, self.saved = step, rows, len(rows)
+
+
+def tensor_digest(tensors: Mapping[str, Tensor], about: object = None) -> str:
+    """SHA-256 of tensors with their names, types and shapes, and of anything that JSON can say."""
+    sha256 = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
+    for name, tensor in sorted(tensors.items()):
+        sha256.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        sha256.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return sha256.hexdigest()
+
+
+@contextmanager
+def resumable(folder: str | Path | None, state: State, identity: dict[str, Any]) -> Iterator[Callable[[], None]]:
+    """No other run uses `folder` in this block, and `state` goes on from its checkpoint; yields what writes the next.
+
+    `checkpoint.safetensors` is whole at any moment. Of several processes that share a run the first alone reads, writes
+    and holds the lock, and its errors are raised in all. Without a folder nothing is kept.
+
+    Args:
+        identity: what else decides the run, in JSON types.
+
+    Raises:
+        RunFolderError: another process holds the folder, or it cannot be written.
+        DamagedFileError: the checkpoint is truncated or altered.
+        ConfigMismatchError: the checkpoint has another identity; shows what differs.
+    """
+    if folder is None:
+        yield lambda: None
+        return
+    path = Path(folder) / "checkpoint.safetensors"
+    with ExitStack() as stack:
+
+        def lock_and_read() -> Snapshot | None:
+            _lock(path, stack)
+            return _read(path, identity)
+
+        def save() -> None:
+            on_rank_zero(lambda: _write(path, state, identity))
+            state.saved = len(state.rows)
+
+        snapshot = on_rank_zero(lock_and_read)
+        if snapshot is not None:
+            state.restore(*snapshot)
+        yield save
+
+
+def _lock(path: Path, stack: ExitStack) -> None:
+    import fcntl  # here, as a system without it can still train without a folder
+
+    folder = path.parent
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        # The kernel releases the lock however the process ends. The file stays: removing it would be a race.
+        lock = stack.enter_context(open(folder / "lock", "w"))  # noqa: SIM115
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        for half_written in folder.glob(f".{path.stem}-*{path.suffix}"):  # by a process that was killed
+            half_written.unlink()
+    except BlockingIOError as error:
+        raise RunFolderError(
+            f"another process trains in {folder}: wait until it ends, or give this run a folder of its own"
+        ) from error
+    except OSError as error:
+        raise RunFolderError(f"no run can be kept in {folder} ({error}): name a folder that can be written") from error
+
+
+def _read(path: Path, identity: dict[str, Any]) -> Snapshot | None:
+    try:
+        tensors, header = read_tensors(path)
+        header = dict(header)
+        if header.pop("digest") != tensor_digest(tensors, header):
+            raise DamagedFileError("its content is not what was written")
+    except FileNotFoundError:
+        return None
+    except (KeyError, TypeError, ValueError) as error:
+        raise DamagedFileError(
+            f"{path} is not a whole checkpoint of a run ({error}): move it away to start over"
+        ) from error
+    if header["config"] != identity:
+        raise ConfigMismatchError(path, header["config"], identity)
+    return tensors, header["step"], [dict(row) for row in header["rows"]]
+
+
+def _write(path: Path, state: State, identity: dict[str, Any]) -> None:
+    tensors = state.tensors()
+    # rows as pairs: JSON objects are written in alphabetical order, and columns have their own
+    header = {"config": identity, "step": state.step, "rows": [list(row.items()) for row in state.rows]}
+    try:
+        write_tensors(path, tensors, {**header, "digest": tensor_digest(tensors, header)})
+    except (OSError, SafetensorError) as error:
+        raise RunFolderError(
+            f"the checkpoint of epoch {len(state.rows)} cannot be written to {path} ({error}): "
+            f"free space there and run the same command again; {_advice(state)}"
+        ) from error
+    state.saved = len(state.rows)  # here, too: the other processes may be lost before this block ends in them
+
+
+def _advice(state: State) -> str:
+    if not state.saved:
+        return "there is no earlier checkpoint, so it starts over"
+    return f"the checkpoint of epoch {state.saved} is intact, and it goes on from there"
+
+
+@contextmanager
+def translate_peer_errors(state: State) -> Iterator[None]:
+    """Raises PeerStoppedError, saying what is kept, when another process of the run stops or cannot be reached."""
+    try:
+        yield
+    except RuntimeError as error:
+        # gloo's errors are plain RuntimeErrors that name its sources
+        if not isinstance(error, distributed.DistError) and "gloo" not in str(error):
+            raise
+        raise PeerStoppedError(
+            f"another process of this run stopped or cannot be reached: run the same command again; {_advice(state)}"
+        ) from error
