@@ -12,7 +12,7 @@ from beartype.claw import beartype_package
 from hypothesis import settings
 
 # A wrong word must meet the library's own message, so beartype takes any string for each Literal in the sources.
-_SOURCES = (Path(__file__).parents[1] / "paperlib").glob("*.py")
+_SOURCES = (Path(__file__).parents[1] / "paperlib").rglob("*.py")
 _CHOICES = [words for source in _SOURCES for words in re.findall(r"Literal\[(.*?)\]", source.read_text(), re.DOTALL)]
 _WORDS = FrozenDict({Literal[ast.literal_eval(f"({words},)")]: str for words in _CHOICES})
 beartype_package(

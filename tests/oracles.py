@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from torch.distributions import Bernoulli as BernoulliDensity
 from torch.distributions import Normal, kl_divergence
 
-from paperlib import VAE, Bernoulli, Gaussian, Interval, LinfBall, conv_vae, crown, elbo, elbo_bounds, mlp_vae
-from paperlib.boxes import boxes
-from paperlib.elbo import certificate
-from paperlib.likelihood import Likelihood
-from paperlib.refine import refine
+from paperlib import VAE, Bernoulli, Gaussian, Interval, LinfBall, certificate, conv_vae, elbo, elbo_bounds, mlp_vae
+from paperlib.certificates import backward as crown
+from paperlib.certificates.intervals import IntervalBounds
+from paperlib.certificates.zonotope import refine
+from paperlib.models.likelihood import Likelihood
 
 ROUNDING = 1e-12
 LIKELIHOODS: dict[str, Callable[[], Likelihood]] = {
@@ -127,7 +127,7 @@ def hard_points(vae: VAE, x: Tensor, eps: float, noise: Tensor, target: str, tur
 def audit_refined_boxes(vae: VAE, x: Tensor, eps: float, noise: Tensor, points: Tensor) -> None:
     """Fails unless each box of `refine` holds its layer's input at all points, and lies in its interval box."""
     ball = LinfBall(eps).box(x)
-    known = boxes(vae, ball, noise, ball)
+    known = IntervalBounds.of(vae, ball, noise, ball)
     refined = refine(crown.relax(vae, known, noise))
     *encoder, heads = trail(vae.encoder, points)
     mean, log_var = heads.chunk(2, -1)

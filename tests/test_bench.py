@@ -9,9 +9,8 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from paperlib.interval import LinfBall
-from paperlib.rows import read_header, read_rows, write_rows
-from paperlib.vae import mlp_vae
+from paperlib import LinfBall, mlp_vae
+from paperlib.runtime.rows import read_header, read_rows, write_rows
 from scripts import bench, readme
 from scripts.bench import QUICK, Contestant, Options
 from scripts.bench_report import TARGETS, ratio_table, ratios, step_table
@@ -170,7 +169,7 @@ def test_all_take_turns_and_no_round_begins_late(monkeypatch: pytest.MonkeyPatch
 def test_the_benchmark_writes_rows_and_figure_and_prints_each_ratio_beside_its_target(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("PAPERLIB_STAGE", str(tmp_path))
+    monkeypatch.setenv("PAPERLIB_STAGING", str(tmp_path))
     bench.main(Options(quick=True))
     printed = capsys.readouterr().out
     for target in TARGETS:

@@ -9,13 +9,15 @@ import pandas as pd
 import pytest
 import torch
 
-from paperlib import certify, elbo_bounds, experiments, load, load_dataset, plots
-from paperlib import front_experiments as front
-from paperlib import method_experiments as methods
-from paperlib.certify import check_sandwich
-from paperlib.data import CHECKSUMS, checksum, data_root
-from paperlib.experiments import EPS, EPS_GRID, digit_models, file_name
-from paperlib.rows import read_header, read_rows
+from paperlib import certify, elbo_bounds, load, load_dataset
+from paperlib.certificates.evaluation import check_sandwich
+from paperlib.data.datasets import CHECKSUMS, checksum, data_root
+from paperlib.paper import linear_bounds as methods
+from paperlib.paper import mnist_training as experiments
+from paperlib.paper import tighter_training as front
+from paperlib.paper.mnist_training import EPS, EPS_GRID, digit_models, file_name
+from paperlib.paper.plots import style as plots
+from paperlib.runtime.rows import read_header, read_rows
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = ROOT / "figures" / "data"

@@ -16,14 +16,14 @@ import pytest
 import torch
 
 from paperlib import TrainConfig, certify, load, load_dataset, save
-from paperlib.certify import chunk_size, noise_draws
-from paperlib.commands import Attack, Certify, Command, Sweep, Train, main
-from paperlib.experiments import NOISE_SEED, test_noise
-from paperlib.rows import read_header, read_rows
-from paperlib.tables import rounded_down
+from paperlib.__main__ import Attack, Certify, Command, Sweep, Train, main
+from paperlib.certificates.evaluation import chunk_size, evaluation_noise
+from paperlib.paper.mnist_training import NOISE_SEED
+from paperlib.runtime.numbers import rounded_down
+from paperlib.runtime.rows import read_header, read_rows
 
-noise_of_experiments = test_noise  # by this name it is no test
-del test_noise
+noise_of_experiments = evaluation_noise  # by this name it is no test
+del evaluation_noise
 
 CONFIG = TrainConfig("two-moons", (2,), (16,), latent_dim=4, likelihood="gaussian", steps=20, batch_size=64, eps=0.05)
 PLANE = ["--dataset", "two-moons", "--data-shape", "2", "--likelihood", "gaussian"]
@@ -117,7 +117,7 @@ def test_certify_writes_its_rows_beside_the_model_and_prints_their_means(
     path = model.with_name("model_crown-ibp_0.02.csv")
     found = read_rows(path)
     test = load_dataset("two-moons", "test")
-    noise, ball = noise_draws(9, 4, draws=2, seed=5), test.ball(0.02)
+    noise, ball = evaluation_noise(9, 4, draws=2, seed=5), test.ball(0.02)
     expected = certify(load(model), test.x[:9], ball, noise, target="clean", method="crown-ibp", steps=1)
     pd.testing.assert_frame_equal(found, expected, check_exact=True)
     config = read_header(path)["config"]
@@ -158,7 +158,7 @@ def test_attack_writes_rows_between_clean_and_certified(model: Path, capsys: pyt
 
 
 def test_the_noise_is_that_of_the_experiments() -> None:
-    assert torch.equal(noise_draws(7, 4, draws=2), noise_of_experiments(7, 4, draws=2)) and NOISE_SEED == 1
+    assert torch.equal(evaluation_noise(7, 4, draws=2), noise_of_experiments(7, 4, draws=2)) and NOISE_SEED == 1
 
 
 def one_line(capsys: pytest.CaptureFixture[str]) -> str:

@@ -26,7 +26,7 @@ PARAMETERS = 'profile = "paper"\ndataset: str = "mnist"\nrecompute = False'
 
 DRAW = """
 import os, pathlib
-figures = pathlib.Path(os.environ["PAPERLIB_STAGE"]) / "figures"
+figures = pathlib.Path(os.environ["PAPERLIB_STAGING"]) / "figures"
 for kind in ("png", "pdf"):
     (figures / f"NAME.{kind}").write_bytes(b"drawn by NAME")
 if recompute:
@@ -168,8 +168,8 @@ def pretend(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     def in_child(job: dict[str, Any], name: str) -> dict[str, Any]:
         ran.append(name[:2])
         figure = {"01": "01_a", "02": "02_b"}[name[:2]]
-        code = DRAW.replace("NAME", figure).replace('os.environ["PAPERLIB_STAGE"]', "stage")
-        exec(code, {"stage": job["env"]["PAPERLIB_STAGE"], **job["parameters"]})
+        code = DRAW.replace("NAME", figure).replace('os.environ["PAPERLIB_STAGING"]', "stage")
+        exec(code, {"stage": job["env"]["PAPERLIB_STAGING"], **job["parameters"]})
         Path(job["target"]).parent.mkdir(exist_ok=True)
         shutil.copyfile(job["source"], job["target"])
         return {"seconds": 1.0, "peak_gib": 0.5}
@@ -208,7 +208,7 @@ def test_an_interrupted_run_finds_its_finished_rows_again(
     whole, found = command.in_child, []
 
     def interrupted(job: dict[str, Any], name: str) -> dict[str, Any]:
-        row = Path(job["env"]["PAPERLIB_STAGE"]) / "figures" / "data" / "01_row.csv"
+        row = Path(job["env"]["PAPERLIB_STAGING"]) / "figures" / "data" / "01_row.csv"
         found.append(row.read_text() if row.exists() else "nothing")
         row.write_text("made" if job["parameters"]["recompute"] else "drawn")
         (site.work / "runs" / "digest").mkdir(parents=True, exist_ok=True)

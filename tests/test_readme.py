@@ -10,11 +10,11 @@ import torch
 from torch import nn
 
 from paperlib import LinfBall, elbo, interval_rule, propagate, relaxation_rule
-from paperlib.front_experiments import front_models
-from paperlib.lines import pull
-from paperlib.results import ROOT
-from paperlib.rows import write_rows
-from paperlib.tables import by_method, markdown
+from paperlib.bounds.linear import backward_substitute
+from paperlib.paper.results import ROOT
+from paperlib.paper.tables import by_method, markdown
+from paperlib.paper.tighter_training import front_models
+from paperlib.runtime.rows import write_rows
 from scripts import readme
 from scripts.readme import BLOCKS, PAGES, filled
 
@@ -169,7 +169,7 @@ def test_the_example_of_an_own_rule_registers_both() -> None:
     assert torch.equal(propagate(Exp(), box).upper, box.upper.exp())
     band = relaxation_rule(Exp(), box)
     for sign in (1.0, -1.0):
-        slope, offset = pull(torch.full((1, 3), sign).double(), band)
+        slope, offset = backward_substitute(torch.full((1, 3), sign).double(), band)
         for v in torch.linspace(0, 1, 11):
             point = torch.lerp(box.lower, box.upper, v.double())
             assert (slope * point + offset <= sign * point.exp() + 1e-12).all()

@@ -1,0 +1,363 @@
+"""Linear relaxations: lines around each layer on dense grids, transposes against unrolled matrices, in float64.
+
+The allowance is eight units of rounding of the largest number that enters: slope times v, the offset, the value.
+"""
+
+import math
+from collections.abc import Iterator
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from oracles import ROUNDING, audit, random_box
+from test_interval import AFFINE, COPIED, EXACT, drawn, unrolled
+from torch import Tensor, nn
+
+from paperlib import VAE, Bernoulli, Interval, LinfBall, elbo_bounds, interval_rule, relaxation_rule
+from paperlib.bounds.curves import sigmoidal
+from paperlib.bounds.interval import affine
+from paperlib.bounds.linear import (
+    AlphaRelaxation,
+    LinearFunction,
+    LinearRelaxation,
+    backward_substitute,
+    initial_alpha,
+    parallel,
+)
+from paperlib.bounds.relaxation import Affine
+from paperlib.bounds.rules import UnsupportedLayerError, apply_rule
+
+ULPS = 8 * torch.finfo(torch.float64).eps
+LAYERS = [
+    nn.ReLU(),
+    nn.ReLU(inplace=True),
+    *(nn.LeakyReLU(slope) for slope in (0.0, 0.01, 0.5, 1.0, 3.0)),
+    nn.LeakyReLU(0.1, inplace=True),
+    *(nn.ELU(alpha) for alpha in (0.0, 0.5, 1.0, 3.0)),
+    nn.ELU(2.0, inplace=True),
+    nn.Softplus(),
+    nn.Softplus(beta=0.1),
+    nn.Softplus(beta=5.0),
+    nn.Softplus(threshold=1.0),
+    nn.Sigmoid(),
+    nn.Tanh(),
+]
+EACH_LAYER = pytest.mark.parametrize("layer", LAYERS, ids=repr)
+ENDS = [
+    *[(-3.0, -0.5), (-60.0, -1.0), (0.25, 2.0), (1.0, 60.0)],  # the sign is known
+    *[(-1.0, 2.0), (-2.0, 0.5), (-1e-3, 50.0), (-50.0, 1e-3), (-1.0, 0.0), (0.0, 1.0)],
+    *[(at, at + 1e-12) for at in (-30.0, -1.0, -5e-13, 0.0, 0.3, 19.0)],
+    *[(at, at) for at in (-40.0, -1.0, 0.0, 1e-300, 0.7, 20.0, 40.0)],
+    *[(-1e6, 1e6), (-1e8, 3.0), (-3.0, 1e8), (-800.0, 800.0)],
+    *[(0.9, 1.0 + 1e-9), (0.5, 30.0), (3.9, 4.0 + 1e-10), (19.9, 20.0 + 1e-10), (199.0, 200.0 + 1e-9)],  # softplus
+]
+FINITE = st.floats(-40, 40)
+BOX = st.tuples(FINITE, FINITE).map(sorted) | FINITE.map(lambda end: [end, end])
+
+
+def box_of(ends: list) -> Interval:
+    """Boxes as one example each, [boxes, 1]."""
+    return Interval(*torch.tensor(ends, dtype=torch.float64)[:, :, None].unbind(1))
+
+
+def dense(box: Interval, count: int = 401) -> Tensor:
+    """Points of each box, both ends, the centre and where curves bend or torch switches: [points, *shape]."""
+    place = torch.linspace(0, 1, count, dtype=torch.float64).view(-1, *[1] * box.lower.ndim)
+    bends = torch.tensor([0.0, 1.0, 4.0, 20.0, 200.0, -1.0, 1e-3, -1e-3], dtype=torch.float64)
+    bends = bends.view(-1, *[1] * box.lower.ndim).expand(-1, *box.lower.shape)
+    points = torch.cat([torch.stack([*box, box.center]), box.lower + (box.upper - box.lower) * place, bends])
+    return points.clamp(*box)
+
+
+def lines(bound: LinearFunction | AlphaRelaxation[LinearFunction]) -> Iterator[LinearFunction]:
+    """The line itself; of a choice both, where the search starts, and mixtures."""
+    if isinstance(bound, AlphaRelaxation):
+        assert ((bound.weight >= 0) & (bound.weight <= 1)).all()
+        weights = (torch.full_like(bound.weight, share) for share in (0.25, 0.5, 0.9))
+        begun, same = initial_alpha(bound), bound.at(bound.weight)
+        for part in ("slope", "offset"):
+            torch.testing.assert_close(getattr(begun, part), getattr(same, part), rtol=1e-12, atol=1e-12)
+        yield from (bound.first, bound.second, begun, *map(bound.at, weights))
+        yield bound.at(torch.rand_like(bound.weight))
+    else:
+        yield bound
+
+
+def gap(line: LinearFunction, points: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    """value - line, and the allowance for its rounding, [points, *shape]."""
+    product = line.slope * points
+    return values - (product + line.offset), ULPS * (product.abs() + line.offset.abs() + values.abs())
+
+
+def assert_between(band: LinearRelaxation, points: Tensor, values: Tensor) -> None:
+    for line in lines(band.lower):
+        above, allowance = gap(line, points, values)
+        assert (above >= -allowance).all(), f"a lower line is too high by {-above.min():.3g}"
+    for line in lines(band.upper):
+        above, allowance = gap(line, points, values)
+        assert (above <= allowance).all(), f"an upper line is too low by {above.max():.3g}"
+
+
+def of(layer: nn.Module, box: Interval) -> LinearRelaxation:
+    return apply_rule(relaxation_rule, type(layer).__name__, layer, box)
+
+
+# Elementwise layers
+
+
+@EACH_LAYER
+def test_lines_enclose_the_layer_on_boxes_of_every_kind(layer: nn.Module) -> None:
+    box = box_of(ENDS)
+    points = dense(box, 1001)
+    assert_between(of(layer, box), points, layer(points.clone()))
+
+
+@EACH_LAYER
+@settings(max_examples=10)
+@given(st.lists(BOX, min_size=1, max_size=20))
+def test_lines_enclose_the_layer_on_random_boxes(layer: nn.Module, ends: list) -> None:
+    box = box_of(ends)
+    points = dense(box)
+    assert_between(of(layer, box), points, layer(points.clone()))
+
+
+@EACH_LAYER
+def test_lines_touch_the_layer(layer: nn.Module) -> None:
+    """A line that holds but touches nowhere is loose for nothing."""
+    box = box_of([(-3.0, -0.5), (0.25, 2.0), (-1.0, 2.0), (-2.0, 0.5), (-1.0, 0.0), (0.0, 1.0), (0.7, 0.7)])
+    points = dense(box)
+    values = layer(points.clone())
+    step = math.log1p(math.exp(-layer.threshold)) / layer.beta if isinstance(layer, nn.Softplus) else 0.0
+    band = of(layer, box)
+    for bound in (band.lower, band.upper):
+        for line in [bound.first, bound.second] if isinstance(bound, AlphaRelaxation) else [bound]:
+            assert (gap(line, points, values)[0].abs().amin(0) <= step + 1e-12).all()
+
+
+@EACH_LAYER
+def test_a_strip_holds_the_layer(layer: nn.Module) -> None:
+    box = box_of(ENDS)
+    points = dense(box, 1001)
+    values = layer(points.clone())
+    found = parallel(of(layer, box), box)
+    allowance = ULPS * ((found.slope * points).abs() + values.abs() + found.middle.abs() + found.radius.abs())
+    assert ((values - found.slope * points - found.middle).abs() <= found.radius + allowance).all()
+
+
+def test_the_strip_of_relu_is_the_hand_worked_one() -> None:
+    # On [-1, 3] the chord is 3/4 (v + 1); the line of its slope below is 3/4 v: middle and radius are both 3/8.
+    found = parallel(of(nn.ReLU(), box_of([(-1.0, 3.0)])), box_of([(-1.0, 3.0)]))
+    assert [part.item() for part in (found.slope, found.middle, found.radius)] == [0.75, 0.375, 0.375]
+
+
+def test_the_lines_of_relu_are_the_hand_worked_ones() -> None:
+    band = of(nn.ReLU(), box_of([(-1.0, 3.0), (-3.0, 1.0), (1.0, 2.0), (-2.0, -1.0)]))
+    assert band.upper.slope.flatten().tolist() == [0.75, 0.25, 1.0, 0.0]
+    assert band.upper.offset.flatten().tolist() == [0.75, 0.75, 0.0, 0.0]
+    assert initial_alpha(band.lower).slope.flatten().tolist() == [1.0, 0.0, 1.0, 0.0]  # the smaller area; one, if known
+    assert band.lower.first.slope.flatten().tolist() == [0.0, 0.0, 1.0, 0.0]
+    assert band.lower.second.slope.flatten().tolist() == [1.0, 1.0, 1.0, 0.0]
+
+
+@EACH_LAYER
+@settings(max_examples=10)
+@given(st.integers(0, 2**16))
+def test_a_form_pulled_back_stays_below(layer: nn.Module, seed: int) -> None:
+    torch.manual_seed(seed)
+    box, form = random_box(2, 6), torch.randn(3, 2, 6).double()  # rows, batch, units
+    band, points = of(layer, box), dense(box, 41)
+    values = (form * layer(points.clone())[:, None]).sum(-1)  # [points, rows, batch]
+    for settle in (start, lambda bound: [*lines(bound)][-1]):
+        pulled, constant = backward_substitute(form, band, settle)
+        assert pulled.shape == form.shape
+        below = (pulled * points[:, None]).sum(-1) + constant.sum(-1)
+        assert (below <= values + ROUNDING * (1 + values.abs())).all()
+    one, zero = backward_substitute(form[0], band)  # rows are optional
+    assert torch.equal(one, backward_substitute(form, band)[0][0]) and torch.equal(
+        zero, backward_substitute(form, band)[1][0]
+    )
+
+
+@EACH_LAYER
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_gradient_of_lines_is_finite_near_and_far(layer: nn.Module, dtype: torch.dtype) -> None:
+    ends = [end.to(dtype).requires_grad_() for end in box_of([*ENDS[:16], (-5.0, 500.0), (-2000.0, 1500.0)])]
+    band = of(layer, Interval(*ends))
+    for line in (initial_alpha(band.lower), initial_alpha(band.upper)):
+        if (line.slope + line.offset).requires_grad:
+            for gradient in torch.autograd.grad((line.slope + line.offset).sum(), ends, retain_graph=True):
+                assert torch.isfinite(gradient).all()
+
+
+@EACH_LAYER
+def test_the_given_box_stays_as_it_is(layer: nn.Module) -> None:
+    box = box_of([(-1.0, 2.0), (-2.0, -1.0)])
+    of(layer, box)
+    assert box.lower.flatten().tolist() == [-1.0, -2.0] and box.upper.flatten().tolist() == [2.0, -1.0]
+
+
+# Affine layers
+
+TRANSPOSED = AFFINE | COPIED | {name: EXACT[name] for name in ("flatten", "unflatten", "identity", "dropout")}
+
+
+@pytest.mark.parametrize("name", TRANSPOSED)
+@settings(max_examples=12)
+@given(data=st.data())
+def test_a_transpose_is_that_of_the_unrolled_matrix(name: str, data: st.DataObject) -> None:
+    layer, box = drawn(data, TRANSPOSED[name])
+    found = of(layer, box)
+    assert isinstance(found, Affine)
+    matrix, offset = unrolled(layer, box.lower.shape[1:])
+    output = layer(box.lower)
+    form = torch.randn(3, *output.shape).double()
+    close = {"rtol": ROUNDING, "atol": ROUNDING}
+    for lead in (form, form[0], form[:0]):  # several rows, none named, no row
+        pulled = found.transpose(lead)
+        assert pulled.shape == (*lead.shape[: lead.ndim - output.ndim + 1], *box.lower.shape[1:])
+        if len(lead):
+            expected = lead.flatten(1 - output.ndim) @ matrix
+            torch.testing.assert_close(pulled.flatten(1 - box.lower.ndim), expected, **close)
+        constant = (lead * found.offset).flatten(1 - output.ndim).sum(-1)
+        torch.testing.assert_close(constant, lead.flatten(1 - output.ndim) @ offset, **close)
+    exact = (form * layer(box.upper)).flatten(2).sum(2)
+    by_rule = (found.transpose(form) * box.upper).flatten(2).sum(2) + (form * found.offset).flatten(2).sum(2)
+    torch.testing.assert_close(by_rule, exact, **close)
+    with torch.no_grad():
+        assert torch.equal(of(layer, box).transpose(form), found.transpose(form).detach())
+
+
+@pytest.mark.parametrize("layer", [nn.Linear(4, 3), nn.Conv2d(1, 2, 2, padding=1), nn.ConvTranspose2d(1, 2, 2, 2)])
+def test_a_transpose_is_differentiable_in_the_weight(layer: nn.Module) -> None:
+    layer, shape = layer.double(), (4,) if isinstance(layer, nn.Linear) else (1, 2, 2)
+    form = torch.randn_like(layer(torch.zeros(2, *shape).double()))
+    weight = layer.weight.detach().clone().requires_grad_()
+
+    class Pulled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = layer
+
+        def forward(self, form: Tensor) -> Tensor:
+            return of(self.layer, random_box(2, *shape)).transpose(form)
+
+    assert torch.autograd.gradcheck(
+        lambda w: torch.func.functional_call(Pulled(), {"layer.weight": w}, (form,)), (weight,)
+    )
+
+
+# A user's own layers
+
+
+class Softsign(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x / (1 + x.abs())
+
+
+@interval_rule.register
+def _(layer: Softsign, box: Interval) -> Interval:
+    return box.map(layer)
+
+
+class Scale(nn.Module):
+    """One factor and one shift for each feature."""
+
+    def __init__(self, factor: list[float], shift: list[float]):
+        super().__init__()
+        self.factor, self.shift = nn.Parameter(torch.tensor(factor)), nn.Parameter(torch.tensor(shift))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.factor * x + self.shift
+
+
+@interval_rule.register
+def _(layer: Scale, box: Interval) -> Interval:
+    return affine(box, layer, lambda radius: layer.factor.abs() * radius)
+
+
+@pytest.fixture
+def own_rules() -> Iterator[None]:
+    @relaxation_rule.register
+    def elementwise(layer: Softsign, box: Interval) -> LinearRelaxation:
+        return sigmoidal(layer, lambda v: (1 + v.abs()) ** -2, box)
+
+    @relaxation_rule.register
+    def linear(layer: Scale, box: Interval) -> Affine:
+        return Affine(lambda form: form * layer.factor, layer.shift)
+
+    yield
+    for kind in (Softsign, Scale):
+        relaxation_rule.register(kind, relaxation_rule.dispatch(nn.Module))
+
+
+def own_vae() -> VAE:
+    encoder = nn.Sequential(nn.Linear(3, 4), Softsign(), nn.Linear(4, 4), Scale([1.0, -2.0, 0.5, 1.0], [0.1] * 4))
+    decoder = nn.Sequential(nn.Linear(2, 4), Softsign(), Scale([1.0, -1.0, 2.0, 0.0], [0.0] * 4), nn.Linear(4, 3))
+    return VAE(encoder, decoder, Bernoulli(), 2).double()
+
+
+@pytest.mark.usefixtures("own_rules")
+@pytest.mark.parametrize("method", ["crown-ibp", "crown"])
+def test_one_more_rule_for_each_layer_of_the_users_own_is_enough(method: str) -> None:
+    box = box_of(ENDS)
+    points = dense(box)
+    assert_between(of(Softsign(), box), points, Softsign()(points))
+    vae, x, noise = own_vae(), torch.rand(3, 3).double(), torch.randn(3, 2).double()
+    audit(vae, x, 0.2, noise, "perturbed", method, steps=(0, 3))
+    linear, interval = (elbo_bounds(vae, x, LinfBall(0.2), noise, name) for name in (method, "ibp"))
+    assert (linear.lower > interval.lower).all()
+
+
+class Cube(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x**3
+
+
+class Doubled(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * super().forward(x)
+
+
+@interval_rule.register
+def _(layer: Cube | Doubled, box: Interval) -> Interval:
+    return box.map(layer) if isinstance(layer, Cube) else affine(box, layer, lambda r: 2 * r @ layer.weight.abs().T)
+
+
+@pytest.mark.parametrize("layer", [Cube(), Doubled(4, 4)])
+@pytest.mark.parametrize("half", ["encoder", "decoder"])
+def test_a_layer_without_a_relaxation_is_refused_with_name_place_and_remedy(half: str, layer: nn.Module) -> None:
+    parts = {"encoder": nn.Linear(3, 4), "decoder": nn.Linear(2, 3)}
+    parts[half] = nn.Sequential(parts[half], layer) if half == "encoder" else nn.Sequential(nn.Linear(2, 4), layer)
+    if half == "decoder":
+        parts[half].append(nn.Linear(4, 3))
+    vae = VAE(**parts, likelihood=Bernoulli(), latent_dim=2).double()
+    x, noise, name = torch.rand(1, 3).double(), torch.randn(1, 2).double(), type(layer).__name__
+    elbo_bounds(vae, x, LinfBall(0.1), noise)  # intervals have their rule
+    for method in ("crown-ibp", "crown"):
+        message = (
+            rf"no relaxation rule for {name} at '{half}\.1'; register one with @relaxation_rule\.register\({name}\)"
+        )
+        with pytest.raises(UnsupportedLayerError, match=message + r".*\(layer, box\) -> LinearRelaxation \| Affine"):
+            elbo_bounds(vae, x, LinfBall(0.1), noise, method)
+
+
+def test_a_layer_without_any_rule_is_refused_by_the_rule_itself() -> None:
+    with pytest.raises(UnsupportedLayerError, match="no relaxation rule for Softmax"):
+        relaxation_rule(nn.Softmax(1), random_box(1, 2))
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape", "reason"),
+    [
+        (nn.BatchNorm1d(3), (2, 3), "batch statistics"),
+        (nn.BatchNorm2d(3, track_running_stats=False).eval(), (2, 3, 2, 2), "running statistics"),
+        (nn.Dropout(0.5), (2, 3), "training mode is random"),
+    ],
+    ids=repr,
+)
+def test_a_layer_that_is_no_function_of_one_example_is_refused(
+    layer: nn.Module, shape: tuple[int, ...], reason: str
+) -> None:
+    with pytest.raises(ValueError, match=reason):
+        relaxation_rule(layer.double(), random_box(*shape))

@@ -1,0 +1,317 @@
+"""Branch and bound against closed forms and a grid search that shares no code with it; bugs it must not survive."""
+
+import math
+from collections.abc import Callable
+from importlib import import_module
+from itertools import pairwise
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from oracles import LIKELIHOODS, ROUNDING, TARGETS, grid, points_of, reference_elbo
+from torch import Tensor, nn
+
+from paperlib import VAE, Gaussian, Interval, LinfBall, elbo, elbo_bounds, mlp_vae, pgd
+from paperlib.certificates.branch_and_bound import DIMENSIONS, ToleranceError, exact_bounds, minimum
+
+exact = import_module("paperlib.exact")
+ACTIVATIONS = {"relu": nn.ReLU, "softplus": nn.Softplus, "tanh": nn.Tanh}
+SIDE = {1: 1001, 2: 61, 3: 21}  # points along a side of the oracle's grid
+
+EACH_TARGET = pytest.mark.parametrize("target", TARGETS)
+
+
+def random_vae(size: int, activation: str, likelihood: str, seed: int = 0) -> VAE:
+    """Two hidden layers and weights of three times the usual size, so that the ELBO bends inside a ball."""
+    torch.manual_seed(seed)
+    vae = mlp_vae((size,), (8, 6), 2, LIKELIHOODS[likelihood]()).double()
+    for half in (vae.encoder, vae.decoder):
+        for place, layer in enumerate(half):
+            if isinstance(layer, nn.ReLU):
+                half[place] = ACTIVATIONS[activation]()
+            else:
+                layer.weight.data *= 3 if place else 2
+    return vae
+
+
+def random_box(size: int) -> Interval:
+    """Three boxes in the unit cube: one cut at its corner, one inside, one without width along the first axis."""
+    x = torch.rand(3, size).double()
+    x[0] = 0.0
+    box = LinfBall(0.3).box(x)
+    box.lower[2, 0] = box.upper[2, 0] = x[2, 0]
+    return box
+
+
+def target_box(box: Interval, target: str) -> Interval:
+    return box if target == "perturbed" else Interval(box.center, box.center)
+
+
+def least(function: Callable[[Tensor], Tensor], lower: Tensor, upper: Tensor) -> float:
+    """The least value met of a function of points [count, size] on a box [size]: on a dense grid, then by chance around
+    the ten best points, ever closer."""
+    axes = [grid(low, up, SIDE[len(lower)]) for low, up in zip(lower.tolist(), upper.tolist(), strict=True)]
+    points = torch.cartesian_prod(*axes).view(-1, len(lower))
+    best = points[function(points).topk(10, largest=False).indices]
+    generator = torch.Generator().manual_seed(0)
+    for step in range(60):
+        reach = 2 * (upper - lower) / SIDE[len(lower)] * 0.8**step
+        moves = 2 * torch.rand(50, *best.shape, generator=generator, dtype=best.dtype) - 1
+        around = torch.cat([best[None], (best + reach * moves).clamp(lower, upper)])
+        place = function(around.flatten(0, 1)).view(len(around), -1).argmin(0)
+        best = around[place, torch.arange(len(best))]
+    return function(best).min().item()
+
+
+def true_range(vae: VAE, box: Interval, noise: Tensor, target: str) -> list[tuple[float, float]]:
+    """Smallest and largest reference ELBO over each box, as far as `least` finds them."""
+    ranges = []
+    for lower, upper, draw, x in zip(*box, noise, box.center, strict=True):
+
+        def value(points: Tensor, sign: int, draw: Tensor = draw, x: Tensor = x) -> Tensor:
+            goal = points if target == "perturbed" else x.expand_as(points)
+            return sign * reference_elbo(vae, points, draw.expand(len(points), -1), goal)
+
+        ranges.append(
+            (least(lambda p, f=value: f(p, 1), lower, upper), -least(lambda p, f=value: f(p, -1), lower, upper))
+        )
+    return ranges
+
+
+def assert_exact(bounds: Interval, ranges: list[tuple[float, float]], tol: float) -> None:
+    """Each end is on its side of the truth, to within rounding, and at most `tol` away from it: no more is allowed."""
+    for lower, upper, (low, high) in zip(*bounds, ranges, strict=True):
+        slack = ROUNDING * max(1, abs(low), abs(high))
+        assert lower <= low + slack and high - slack <= upper, "a value lies outside the bounds"
+        assert low - lower <= tol and upper - high <= tol, "the bounds are farther than tol from the truth"
+
+
+@torch.no_grad()
+def audit(vae: VAE, box: Interval, target: str, tol: float) -> None:
+    noise = torch.randn(len(box.lower), vae.latent_dim).double()
+    bounds = exact_bounds(vae, box, noise, target_box(box, target), tol)
+    assert_exact(bounds, true_range(vae, box, noise, target), tol)
+
+
+@EACH_TARGET
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("size", SIDE)
+def test_both_ends_are_within_tol_of_a_grid_search(size: int, activation: str, target: str) -> None:
+    # each activation and each size meets two likelihoods at least
+    likelihood = [*LIKELIHOODS][(size + [*ACTIVATIONS].index(activation)) % 3]
+    audit(random_vae(size, activation, likelihood), random_box(size), target, tol=1e-2)
+
+
+@EACH_TARGET
+@pytest.mark.parametrize("tol", [1.0, 1e-6])
+def test_a_coarse_and_a_fine_tolerance_are_both_met(tol: float, target: str) -> None:
+    audit(random_vae(2, "relu", "gaussian", seed=1), random_box(2), target, tol)
+
+
+def identity_vae() -> VAE:
+    """mean = x, log_var = 0, noise = 0, output = z = x, one pixel and one latent: the VAE of the hand-worked bounds."""
+    encoder, decoder = nn.Linear(1, 2), nn.Linear(1, 1)
+    encoder.weight.data, encoder.bias.data = torch.tensor([[1.0], [0.0]]), torch.zeros(2)
+    decoder.weight.data, decoder.bias.data = torch.ones(1, 1), torch.zeros(1)
+    return VAE(encoder, decoder, Gaussian(), latent_dim=1).double()
+
+
+def test_a_hand_worked_vae_has_its_true_range() -> None:
+    # The input explains itself perfectly: ELBO(x') = -x'^2 / 2 - constant, on [1/4, 3/4] and on [-1/2, 1].
+    box = Interval(torch.tensor([[0.25], [-0.5]]).double(), torch.tensor([[0.75], [1.0]]).double())
+    vae, noise, constant = identity_vae(), torch.zeros(2, 1).double(), math.log(2 * math.pi) / 2
+    bounds = exact_bounds(vae, box, noise, box, tol=1e-4)
+    assert_exact(bounds, [(-9 / 32 - constant, -1 / 32 - constant), (-1 / 2 - constant, -constant)], tol=1e-4)
+    # Where it is to explain 1/2 and 1/4: -(x' - 1/2)^2 / 2 - x'^2 / 2 is largest at 1/4; the second at 1/8.
+    bounds = exact_bounds(vae, box, noise, Interval(box.center, box.center), tol=1e-4)
+    truth = [
+        (-1 / 32 - 9 / 32 - constant, -1 / 32 - 1 / 32 - constant),
+        (-9 / 32 - 1 / 2 - constant, -1 / 64 - constant),
+    ]
+    assert_exact(bounds, truth, tol=1e-4)
+
+
+@EACH_TARGET
+def test_no_point_of_the_ball_is_outside_and_interval_bounds_are(target: str) -> None:
+    vae, ball, noise = random_vae(3, "relu", "bernoulli"), LinfBall(0.2), torch.randn(8, 2).double()
+    x = torch.rand(8, 3).double().round(decimals=1)
+    box = ball.box(x)
+    bounds = exact_bounds(vae, box, noise, box if target == "perturbed" else Interval(x, x), tol=0.1)
+    attacked = pgd(vae, x, ball, noise, steps=20, restarts=3, generator=torch.Generator().manual_seed(0), target=target)
+    for point in (*points_of(*box, count=200), attacked):
+        value = elbo(vae, point, noise, target=point if target == "perturbed" else x)
+        assert (bounds.lower <= value + ROUNDING).all() and (value - ROUNDING <= bounds.upper).all()
+    loose = elbo_bounds(vae, x, ball, noise, target=target)
+    assert (loose.lower <= bounds.lower).all() and (bounds.upper <= loose.upper).all()
+
+
+@EACH_TARGET
+@pytest.mark.parametrize("likelihood", LIKELIHOODS)
+def test_a_box_without_width_gives_the_elbo_bit_for_bit(likelihood: str, target: str) -> None:
+    vae, x, noise = random_vae(2, "tanh", likelihood), torch.rand(5, 2).double(), torch.randn(5, 2).double()
+    box = Interval(x, x.clone())
+    bounds = exact_bounds(vae, box, noise, target_box(box, target), tol=1e-9)
+    assert torch.equal(bounds.lower, bounds.upper)
+    assert torch.equal(bounds.lower, elbo(vae, x, noise))
+
+
+@EACH_TARGET
+def test_nested_boxes_have_nested_bounds_to_within_tol(target: str) -> None:
+    vae, x, noise = random_vae(2, "relu", "gaussian"), torch.rand(4, 2).double(), torch.randn(4, 2).double()
+    point = Interval(x, x)
+    found = []
+    for eps in (0.05, 0.1):
+        box = LinfBall(eps).box(x)
+        found.append(exact_bounds(vae, box, noise, box if target == "perturbed" else point, tol=1e-3))
+    for inner, outer in pairwise(found):
+        assert (outer.lower <= inner.lower + 1e-3).all() and (inner.upper - 1e-3 <= outer.upper).all()
+
+
+def test_an_image_of_three_pixels_is_like_a_vector() -> None:
+    flat, noise = random_vae(3, "relu", "bernoulli"), torch.randn(3, 2).double()
+    box = LinfBall(0.1).box(torch.rand(3, 3).double())
+    shape = (1, 3, 1)
+    image = VAE(
+        nn.Sequential(nn.Flatten(), *flat.encoder),
+        nn.Sequential(*flat.decoder, nn.Unflatten(1, shape)),
+        flat.likelihood,
+        2,
+    )
+    shaped = box.map(lambda end: end.view(3, *shape))
+    for end, expected in zip(
+        exact_bounds(image, shaped, noise, shaped), exact_bounds(flat, box, noise, box), strict=True
+    ):
+        torch.testing.assert_close(end, expected, rtol=ROUNDING, atol=ROUNDING)
+
+
+def test_examples_share_one_search_and_keep_their_own_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    vae, box, noise = random_vae(1, "relu", "gaussian"), random_box(1), torch.randn(3, 2).double()
+    truth = true_range(vae, box, noise, "perturbed")
+    for chunk in (3, 512):
+        monkeypatch.setattr(exact, "CHUNK", chunk)
+        assert_exact(exact_bounds(vae, box, noise, box), truth, tol=1e-3)
+
+
+@settings(max_examples=20)
+@given(
+    corner=st.lists(st.floats(-1, 1), min_size=1, max_size=3),
+    width=st.floats(0, 2),
+    seed=st.integers(0, 100),
+    tol=st.sampled_from([1e-1, 1e-3]),
+)
+def test_the_least_of_a_wave_is_found(corner: list[float], width: float, seed: int, tol: float) -> None:
+    # sum of cos(3 x): on [a, b] a term is least with -1 if an odd multiple of pi lies in [3a, 3b], else at an end
+    lower = torch.tensor([corner]).double()
+    box = Interval(
+        lower, lower + width * torch.rand(lower.shape, generator=torch.Generator().manual_seed(seed)).double()
+    )
+
+    def bound(part: Interval, example: Tensor) -> Tensor:
+        slope = 3 * torch.sin(3 * part.center).abs()
+        return (torch.cos(3 * part.center) - slope * part.radius - 9 / 2 * part.radius.square()).sum(1)  # Taylor
+
+    crest = (3 * box.upper / math.pi - 1).div(2).floor() * 2 + 1
+    ends = torch.minimum(torch.cos(3 * box.lower), torch.cos(3 * box.upper))
+    truth = torch.where(crest * math.pi >= 3 * box.lower, -1.0, ends).sum(1)
+    found = minimum(lambda x, example: torch.cos(3 * x).sum(1), bound, box, tol)
+    assert truth - tol <= found <= truth + ROUNDING
+
+
+def test_memory_is_bounded_by_the_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exact, "CHUNK", 4)
+    rows = []
+
+    def bound(part: Interval, example: Tensor) -> Tensor:
+        rows.append(len(example))
+        return (part.center.abs() - part.radius).sum(1)
+
+    box = Interval(torch.full((2, 2), -1.0).double(), torch.full((2, 2), 1.5).double())
+    assert minimum(lambda x, example: x.abs().sum(1), bound, box, 1e-3).abs().max() <= 1e-3
+    assert max(rows) == 8 and sum(rows) > 100
+
+
+# Bugs that must not survive the audit
+
+real_halves, real_boxes = exact._halves, exact.boxes
+
+
+def shrunk(parts: object) -> object:
+    halves = real_halves(parts)
+    return exact.Parts(
+        Interval(halves.box.center - 0.9 * halves.box.radius, halves.box.upper), halves.example, halves.bound
+    )
+
+
+BUGS: dict[str, tuple[str, Callable]] = {
+    "parts are dropped the wrong way round": ("_close", lambda bound, best, tol: bound <= best - tol),
+    "every part is good enough": ("_close", lambda bound, best, tol: torch.ones_like(bound, dtype=torch.bool)),
+    "the tolerance is added": ("_close", lambda bound, best, tol: bound >= best + tol),
+    "the tolerance is ten times wider": ("_close", lambda bound, best, tol: bound >= best - 10 * tol),
+    "the second halves are forgotten": ("_halves", lambda parts: real_halves(parts)[: len(parts)]),
+    "the first halves are forgotten": ("_halves", lambda parts: real_halves(parts)[len(parts) :]),
+    "halves leave a gap": ("_halves", shrunk),
+    "a part keeps the bound of its box": ("_halves", lambda parts: parts + parts),
+    "the target's box is ignored": (
+        "boxes",
+        lambda vae, box, noise, target: real_boxes(vae, box, noise, Interval(target.center, target.center)),
+    ),
+}
+
+
+def audit_all() -> None:
+    for seed in range(2):
+        audit(random_vae(2, "relu", "gaussian", seed), random_box(2), "perturbed", tol=1e-2)
+
+
+def test_the_audit_passes_without_a_bug() -> None:
+    audit_all()
+
+
+@pytest.mark.parametrize("name", BUGS)
+def test_the_audit_fails_when(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    place, broken = BUGS[name]
+    monkeypatch.setattr(exact, place, broken)
+    monkeypatch.setattr(exact, "LIMIT", 3000)
+    with pytest.raises((AssertionError, ToleranceError)):
+        audit_all()
+
+
+# Refusals
+
+
+def test_a_search_that_passes_its_limit_claims_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    vae, box, noise = random_vae(2, "relu", "gaussian"), random_box(2), torch.randn(3, 2).double()
+    monkeypatch.setattr(exact, "LIMIT", 10)
+    with pytest.raises(ToleranceError, match="tol=1e-06 nats on 10 parts: raise tol"):
+        exact_bounds(vae, box, noise, box, tol=1e-6)
+
+
+def test_a_tolerance_below_rounding_and_an_elbo_that_is_no_number_are_errors(monkeypatch: pytest.MonkeyPatch) -> None:
+    vae, box, noise = random_vae(2, "relu", "gaussian"), random_box(2), torch.randn(3, 2).double()
+    monkeypatch.setattr(exact, "LIMIT", 500)
+    with pytest.raises(ToleranceError, match="raise tol"):
+        exact_bounds(vae, box, noise, box, tol=1e-30)
+    vae.decoder[-1].bias.data[0] = math.nan
+    with pytest.raises(ToleranceError):
+        exact_bounds(vae, box, noise, box)
+
+
+@pytest.mark.parametrize("shape", [(4,), (2, 2), (1, 28, 28)])
+def test_more_than_three_inputs_are_refused(shape: tuple[int, ...]) -> None:
+    vae, x = mlp_vae(shape, (4,), 2).double(), torch.rand(1, *shape).double()
+    with pytest.raises(ValueError, match=rf"at most {DIMENSIONS} dimensions, got {math.prod(shape)}"):
+        exact_bounds(vae, Interval(x, x), torch.zeros(1, 2).double(), Interval(x, x))
+
+
+@pytest.mark.parametrize("tol", [0.0, -1e-3, math.nan, math.inf])
+def test_a_tolerance_that_is_not_positive_is_refused(tol: float) -> None:
+    box = random_box(2)
+    with pytest.raises(ValueError, match="tol must be positive and finite"):
+        exact_bounds(random_vae(2, "relu", "gaussian"), box, torch.zeros(3, 2).double(), box, tol)
+
+
+def test_another_box_is_no_target() -> None:
+    box = random_box(2)
+    with pytest.raises(ValueError, match="own box or a single point"):
+        exact_bounds(random_vae(2, "relu", "gaussian"), box, torch.zeros(3, 2).double(), Interval(box.lower, box.upper))

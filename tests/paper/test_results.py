@@ -1,0 +1,312 @@
+"""One rule for results: made again, or loaded if made by exactly this configuration, and written nowhere else."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NoReturn
+
+import matplotlib.pyplot as plt
+import pandas as pd
+import pytest
+import torch
+from matplotlib.figure import Figure
+
+from paperlib import TrainConfig
+from paperlib.data.datasets import checksum
+from paperlib.paper import results as module
+from paperlib.paper.results import ROOT, Results, home
+from paperlib.runtime.files import ConfigMismatchError, DamagedFileError
+from paperlib.runtime.rows import read_header
+
+CONFIG = TrainConfig(dataset="two-moons", data_shape=(2,), hidden=(4,), latent_dim=2, likelihood="gaussian", steps=3)
+ROWS = pd.DataFrame({"eps": [0.0, 0.1], "certified": [-100.0, -1 / 3]})
+
+
+@pytest.fixture(autouse=True)
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The repository is out of reach of every test, and so are a runner's stage and log."""
+    monkeypatch.setattr(module, "ROOT", tmp_path)
+    monkeypatch.setattr(module, "in_parallel", lambda task, items, **_: [task(item) for item in items])
+    monkeypatch.delenv("PAPERLIB_STAGING", raising=False)
+    return tmp_path
+
+
+def refuse(*_: object, **__: object) -> NoReturn:
+    raise AssertionError("nothing was to be computed or looked for")
+
+
+def make() -> Results:
+    return Results("smoke", "mnist5k", recompute=True)
+
+
+def read() -> Results:
+    return Results("smoke", "mnist5k", recompute=False)
+
+
+def files(root: Path) -> set[str]:
+    """All files but those of training runs."""
+    names = {path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file()}
+    return {name for name in names if "/runs/" not in name}
+
+
+def draw() -> Figure:
+    figure, axis = plt.subplots()
+    axis.plot([0, 1], [0, 1], label="x")
+    axis.set_title("$\\epsilon$ and text")
+    plt.close(figure)
+    return figure
+
+
+def test_only_full_mnist_at_full_size_lives_in_the_repository_itself(root: Path) -> None:
+    assert home("paper", "mnist") == root
+    for profile, dataset in (("paper", "mnist5k"), ("smoke", "mnist"), ("smoke", "mnist5k"), ("paper", "auto")):
+        assert home(profile, dataset) == root / "build" / f"{profile}-{dataset}"
+    assert (ROOT / "paperlib" / "results.py").is_file()
+
+
+@pytest.mark.parametrize(
+    ("profile", "dataset", "recompute", "opened"),
+    [
+        ("smoke", "auto", False, "mnist5k"),
+        ("smoke", "auto", True, "mnist5k"),
+        ("paper", "auto", False, "mnist"),
+        ("paper", "mnist5k", False, "mnist5k"),
+        ("paper", "mnist", True, "mnist"),
+        ("smoke", "fashion-mnist", False, "fashion-mnist"),
+    ],
+)
+def test_opening_looks_for_no_data(
+    profile: str, dataset: str, recompute: bool, opened: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("paperlib.data._ensure_files", refuse)
+    results = Results.open(profile, dataset, recompute)
+    assert (results.profile, results.dataset, results.recompute) == (profile, opened, recompute)
+
+
+@pytest.mark.parametrize("found", ["mnist", "mnist5k"])
+def test_only_a_full_computation_on_auto_asks_what_is_there(found: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "resolve", lambda name: {"auto": found}[name])
+    assert Results.open("paper", "auto", recompute=True).dataset == found
+
+
+@pytest.mark.parametrize("profile", ["", "Paper", "full"])
+def test_an_unknown_profile_is_an_error(profile: str) -> None:
+    with pytest.raises(ValueError, match='profile must be "paper" or "smoke"'):
+        Results.open(profile, "mnist5k", recompute=False)
+
+
+@pytest.mark.parametrize(
+    ("profile", "dataset", "label"),
+    [
+        ("paper", "mnist", "full MNIST"),
+        ("paper", "mnist5k", "5,000 embedded digits (a subset of MNIST)"),
+        ("smoke", "mnist5k", "5,000 embedded digits (a subset of MNIST), smoke profile"),
+        ("paper", "fashion-mnist", "fashion-mnist"),
+    ],
+)
+def test_a_subset_never_passes_for_the_full_set(profile: str, dataset: str, label: str) -> None:
+    assert Results(profile, dataset, recompute=False).label == label
+
+
+def test_rows_are_made_once_and_then_loaded(root: Path) -> None:
+    (made,) = make().rows("04_x", config={"eps": 0.1}, make=lambda: (ROWS,))
+    (loaded,) = read().rows("04_x", config={"eps": 0.1}, make=refuse)
+    pd.testing.assert_frame_equal(made, ROWS, check_exact=True)
+    pd.testing.assert_frame_equal(loaded, ROWS, check_exact=True)
+    assert files(root) == {"build/smoke-mnist5k/figures/data/04_x.csv"}
+
+
+def test_the_header_names_the_data_set_its_checksum_and_the_time(root: Path) -> None:
+    make().rows("04_x", config={"eps": 0.1}, make=lambda: (ROWS,))
+    header = read_header(make().target / "data" / "04_x.csv")
+    assert header["dataset"] == "mnist5k" and header["checksum"] == checksum("mnist5k") and header["seconds"] >= 0
+    assert header["config"] == {"eps": 0.1}
+
+
+def test_several_frames_go_to_several_files_in_order() -> None:
+    frames = (ROWS, ROWS.assign(eps=9.0))
+    make().rows("04_a", "04_b", config={}, make=lambda: frames)
+    for name, frame in zip(("04_a", "04_b"), frames, strict=True):
+        pd.testing.assert_frame_equal(read().earlier(name, {}), frame, check_exact=True)
+
+
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_a_wrong_number_of_frames_is_an_error(count: int) -> None:
+    with pytest.raises(ValueError, match="argument"):
+        make().rows("04_a", "04_b", config={}, make=lambda: (ROWS,) * count)
+
+
+def test_tensors_are_made_once_and_then_loaded(root: Path) -> None:
+    tensors = {"x": torch.rand(2, 3).double(), "y": torch.arange(3)}
+    made = make().tensors("02_t", {"a": [1]}, lambda: tensors)
+    loaded = read().tensors("02_t", {"a": [1]}, refuse)
+    for found in (made, loaded):
+        assert found.keys() == tensors.keys() and all(torch.equal(found[name], tensors[name]) for name in tensors)
+    assert files(root) == {"build/smoke-mnist5k/figures/data/02_t.safetensors"}
+
+
+def test_a_model_and_its_history_are_trained_once_and_then_loaded(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    vae, history = make().trained({"01_m": CONFIG})["01_m"]
+    monkeypatch.setattr(module, "train", refuse)
+    again, loaded = read().trained({"01_m": CONFIG})["01_m"]
+    pd.testing.assert_frame_equal(history, loaded, check_exact=True)
+    for other in (again, read().model("01_m", CONFIG)):
+        weights = zip(vae.parameters(), other.parameters(), strict=True)
+        assert all(torch.equal(first, second) for first, second in weights)
+    assert files(root) == {f"build/smoke-mnist5k/figures/data/01_m.{kind}" for kind in ("csv", "safetensors")}
+
+
+def test_a_toy_model_says_that_it_was_trained_on_the_toy_set() -> None:
+    make().trained({"01_m": CONFIG})
+    header = read_header(make().target / "data" / "01_m.csv")
+    assert header["config"]["dataset"] == "two-moons"
+    assert (header["dataset"], header["checksum"]) == ("two-moons", checksum("two-moons"))
+
+
+def load_rows() -> object:
+    return read().rows("04_x", config={"eps": 0.2}, make=refuse)
+
+
+def load_earlier() -> object:
+    return read().earlier("04_x", {"eps": 0.2})
+
+
+def load_tensors() -> object:
+    return read().tensors("02_t", {"eps": 0.2}, refuse)
+
+
+def load_model() -> object:
+    return read().model("01_m", replace(CONFIG, eps=0.2))
+
+
+def load_trained() -> object:
+    return read().trained({"01_m": replace(CONFIG, eps=0.2)})
+
+
+LOADERS = [load_rows, load_earlier, load_tensors, load_model, load_trained]
+
+
+@pytest.mark.parametrize("loader", LOADERS)
+def test_what_another_configuration_made_is_refused(loader: Any) -> None:
+    make().rows("04_x", config={"eps": 0.1}, make=lambda: (ROWS,))
+    make().tensors("02_t", {"eps": 0.1}, lambda: {"x": torch.zeros(1)})
+    make().trained({"01_m": CONFIG})
+    with pytest.raises(ConfigMismatchError, match=r"eps: found 0.1, wanted 0.2"):
+        loader()
+
+
+@pytest.mark.parametrize("loader", LOADERS)
+def test_a_missing_result_says_how_to_make_it(loader: Any, root: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"'smoke'.*'mnist5k'.*make figures.*recompute=True") as caught:
+        loader()
+    assert str(root / "build" / "smoke-mnist5k" / "figures" / "data") in str(caught.value)
+
+
+def test_damaged_tensors_are_refused() -> None:
+    make().tensors("02_t", {}, lambda: {"x": torch.zeros(9)})
+    path = make().target / "data" / "02_t.safetensors"
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(DamagedFileError):
+        read().tensors("02_t", {}, refuse)
+
+
+def test_a_stage_is_written_to_instead_and_read_first(
+    root: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make().rows("04_x", config={}, make=lambda: (ROWS,))
+    make().rows("04_y", config={}, make=lambda: (ROWS,))
+    before = {name: (root / name).read_bytes() for name in files(root)}
+    stage = tmp_path_factory.mktemp("stage")
+    monkeypatch.setenv("PAPERLIB_STAGING", str(stage))
+    other = ROWS.assign(eps=5.0)
+    make().rows("04_x", config={}, make=lambda: (other,))
+    make().figure(draw(), "04_f")
+    assert files(stage) == {"figures/data/04_x.csv", "figures/04_f.png", "figures/04_f.pdf"}
+    assert {name: (root / name).read_bytes() for name in files(root)} == before
+    pd.testing.assert_frame_equal(read().earlier("04_x", {}), other)
+    pd.testing.assert_frame_equal(read().earlier("04_y", {}), ROWS)
+
+
+def test_what_a_stage_holds_already_is_not_made_again(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PAPERLIB_STAGING", str(tmp_path_factory.mktemp("stage")))
+    tensors = {"x": torch.rand(2)}
+    make().rows("04_x", config={"eps": 0.1}, make=lambda: (ROWS,))
+    make().tensors("02_t", {}, lambda: tensors)
+    _, history = make().trained({"01_m": CONFIG})["01_m"]
+    monkeypatch.setattr(module, "train", refuse)
+    (rows,) = make().rows("04_x", config={"eps": 0.1}, make=refuse)
+    pd.testing.assert_frame_equal(rows, ROWS)
+    assert torch.equal(make().tensors("02_t", {}, refuse)["x"], tensors["x"])
+    pd.testing.assert_frame_equal(make().trained({"01_m": CONFIG})["01_m"][1], history, check_exact=True)
+    with pytest.raises(ConfigMismatchError):
+        make().rows("04_x", config={"eps": 0.2}, make=refuse)
+
+
+def test_half_of_a_result_in_the_stage_is_made_again(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PAPERLIB_STAGING", str(tmp_path_factory.mktemp("stage")))
+    make().rows("04_x", "04_y", config={}, make=lambda: (ROWS, ROWS))
+    (make().target / "data" / "04_y.csv").unlink()
+    other = ROWS.assign(eps=5.0)
+    for found in make().rows("04_x", "04_y", config={}, make=lambda: (other, other)):
+        pd.testing.assert_frame_equal(found, other)
+
+
+def test_an_interrupted_training_goes_on_in_its_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    folders = []
+
+    def train(config: TrainConfig, *, folder: Path) -> NoReturn:
+        folders.append(folder)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "train", train)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            make().trained({"01_m": CONFIG})
+    assert folders == [make().runs / CONFIG.digest] * 2
+
+
+def test_a_figure_is_written_as_png_and_pdf_with_the_same_bytes_each_time(root: Path) -> None:
+    make().figure(draw(), "04_f")
+    folder = root / "build" / "smoke-mnist5k" / "figures"
+    first = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert first.keys() == {"04_f.png", "04_f.pdf"}
+    assert first["04_f.png"].startswith(b"\x89PNG") and first["04_f.pdf"].startswith(b"%PDF")
+    assert b"Software" not in first["04_f.png"] and b"CreationDate" not in first["04_f.pdf"]
+    for path in folder.iterdir():
+        path.unlink()
+    make().figure(draw(), "04_f")
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == first
+
+
+def test_reading_writes_nothing(root: Path) -> None:
+    make().rows("04_x", config={}, make=lambda: (ROWS,))
+    make().trained({"01_m": CONFIG})
+    before = {name: ((root / name).read_bytes(), (root / name).stat().st_mtime_ns) for name in files(root)}
+    results = read()
+    results.rows("04_x", config={}, make=refuse)
+    results.trained({"01_m": CONFIG})
+    results.figure(draw(), "04_f")
+    assert {name: ((root / name).read_bytes(), (root / name).stat().st_mtime_ns) for name in files(root)} == before
+
+
+def test_redrawing_into_a_stage_writes_the_figure_without_recomputing(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage = tmp_path_factory.mktemp("stage")
+    monkeypatch.setenv("PAPERLIB_STAGING", str(stage))
+    read().figure(draw(), "04_f")
+    assert files(stage) == {"figures/04_f.png", "figures/04_f.pdf"}
+
+
+def test_a_failed_computation_leaves_the_earlier_rows() -> None:
+    make().rows("04_x", config={}, make=lambda: (ROWS,))
+
+    def fail() -> NoReturn:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        make().rows("04_x", config={}, make=fail)
+    pd.testing.assert_frame_equal(read().earlier("04_x", {}), ROWS)

@@ -1,0 +1,158 @@
+"""Tasks in processes: one that fails or dies harms no other, order is kept, and no process outlives what needs it."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from paperlib.runtime.parallel import (
+    Outcome,
+    TaskError,
+    TasksFailedError,
+    cluster_outcomes,
+    cores,
+    in_parallel,
+    outcomes,
+)
+
+
+class TwoWordsError(Exception):
+    """An error that cannot be rebuilt from its message, like some of the library's own."""
+
+    def __init__(self, one: str, two: str):
+        super().__init__(f"{one} and {two}")
+
+
+def task(item: str) -> Any:
+    if item == "raises":
+        raise TwoWordsError("this", "that")
+    if item == "exits":
+        sys.exit(5)
+    if item == "ends":
+        os._exit(3)
+    if item == "is killed":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return item, torch.get_num_threads(), os.environ.get("PAPERLIB_LOG")
+
+
+def test_a_task_that_fails_or_dies_is_one_outcome_of_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PAPERLIB_LOG", raising=False)
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    items = ["ends", "one", "is killed", "two", "raises", "exits", "three"]
+    found = {outcome.item: outcome for outcome in outcomes(task, items, jobs=2)}
+    assert sorted(found) == sorted(items)
+    for item in ("one", "two", "three"):
+        assert found[item] == Outcome(item, (item, 1, os.devnull)), "one torch thread and no progress bar in each"
+    errors = {item: str(found[item].error) for item in items if found[item].error is not None}
+    assert errors == {
+        "ends": "its process ended with status 3",
+        "is killed": "its process was killed by SIGKILL, as for want of memory",
+        "raises": "TwoWordsError: this and that",
+        "exits": "SystemExit: 5",
+    }
+    raised = found["raises"].error
+    assert isinstance(raised, TaskError)
+    assert any('raise TwoWordsError("this", "that")' in note for note in raised.__notes__), "where it was raised"
+
+
+def late(item: float) -> float:
+    time.sleep(item)
+    return item
+
+
+def test_values_are_in_the_order_of_the_items() -> None:
+    items = [1.0, 0.0, 0.1]
+    assert in_parallel(late, items, jobs=2) == items
+
+
+def test_all_failures_are_one_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    errors = {2: TaskError("ValueError: two"), 3: TaskError("ValueError: three")}
+    monkeypatch.setattr(
+        "paperlib.parallel.outcomes", lambda _, items, *__: (Outcome(i, -i, errors.get(i)) for i in reversed(items))
+    )
+    assert in_parallel(late, [4, 1]) == [-4, -1]
+    with pytest.raises(TasksFailedError) as caught:
+        in_parallel(late, [3, 1, 2], name="naps")
+    assert str(caught.value) == "2 of 3 naps failed\n2: ValueError: two\n3: ValueError: three"
+
+
+def test_fewer_than_one_job_is_refused_and_no_task_needs_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match="jobs must be at least 1, got 0"):
+        next(outcomes(late, [0.0], jobs=0))
+    monkeypatch.setattr("paperlib.parallel.ProcessPool", None)
+    assert list(outcomes(late, [])) == in_parallel(late, []) == []
+    assert 1 <= cores() <= (os.cpu_count() or 1)
+
+
+def beside(folder: str) -> None:
+    """Leaves its process number in a folder, and stays."""
+    (Path(folder) / str(os.getpid())).touch()
+    time.sleep(600)
+
+
+def started(folder: Path, count: int) -> list[int]:
+    wait_until(lambda: len(list(folder.iterdir())) == count, seconds=300)
+    return [int(path.name) for path in folder.iterdir()]
+
+
+def wait_until(happened: Callable[[], bool], seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while not happened():
+        assert time.monotonic() < end, f"not within {seconds} seconds"
+        time.sleep(0.05)
+
+
+def alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    # a process that has ended, and whose end nobody has asked for, is none
+    status = Path(f"/proc/{process}/stat")
+    return not (status.exists() and status.read_text().rpartition(")")[2].split()[0] == "Z")
+
+
+def first_or_stay(item: str) -> None:
+    if item != "first":
+        beside(item)
+
+
+def test_leaving_early_ends_the_processes(tmp_path: Path) -> None:
+    found = outcomes(first_or_stay, ["first", str(tmp_path), str(tmp_path)], jobs=2)
+    assert next(found) == Outcome("first")
+    processes = started(tmp_path, 2)
+    assert all(alive(process) for process in processes)
+    found.close()
+    assert not any(alive(process) for process in processes)
+
+
+PARENT = """
+import sys
+from test_parallel import beside
+if __name__ == "__main__":
+    in_parallel(beside, [sys.argv[1]] * 2, jobs=2)
+"""
+
+
+def test_processes_end_with_the_one_that_started_them(tmp_path: Path) -> None:
+    script, marks = tmp_path / "parent.py", tmp_path / "marks"
+    script.write_text(PARENT)
+    marks.mkdir()
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    with subprocess.Popen([sys.executable, script, marks], env=environment, stderr=subprocess.DEVNULL) as parent:
+        processes = started(marks, 2)
+        parent.kill()
+    wait_until(lambda: not any(alive(process) for process in processes), seconds=60)
+
+
+def test_a_cluster_without_ray_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(ModuleNotFoundError, match=r'pip install "provae\[cluster\]"'):
+        next(cluster_outcomes(late, [0.0]))

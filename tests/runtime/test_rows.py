@@ -1,0 +1,189 @@
+"""Row files: every bit comes back, with the configuration and provenance that made it, or one clear error."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+
+from paperlib.runtime import rows as rows_module
+from paperlib.runtime.files import ConfigMismatchError, DamagedFileError
+from paperlib.runtime.rows import provenance, read_header, read_rows, same_result, write_rows
+
+CONFIG: dict[str, Any] = {"eps": 0.1, "models": {"VAE": {"hidden": [512]}}, "images": 3}
+ROWS = pd.DataFrame(
+    {
+        "index": [0, 1, 2],
+        "clean": [-1 / 3, -100.1, -1e-300],
+        "attacked": [np.nan, np.nan, np.nan],
+        "model": ["VAE", "proVAE kappa=0.5", "none"],
+    }
+)
+
+
+@pytest.fixture
+def stored(tmp_path: Path) -> Path:
+    path = tmp_path / "rows.csv"
+    write_rows(path, ROWS, CONFIG, dataset="mnist5k", seconds=1.5)
+    return path
+
+
+@given(values=arrays.arrays(np.float64, st.integers(1, 20), elements=st.floats()))
+def test_every_float_comes_back_bit_for_bit(values: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> None:
+    path = tmp_path_factory.getbasetemp() / "floats.csv"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rows_module, "provenance", dict)  # it asks git each time
+        write_rows(path, pd.DataFrame({"index": range(len(values)), "value": values}), {})
+    back = read_rows(path)["value"].to_numpy()
+    assert back.dtype == np.float64
+    assert np.array_equal(np.isnan(back), np.isnan(values))
+    numbers = ~np.isnan(values)
+    assert back[numbers].tobytes() == values[numbers].tobytes()
+
+
+def test_types_names_and_empty_columns_come_back(stored: Path) -> None:
+    back = read_rows(stored, CONFIG)
+    pd.testing.assert_frame_equal(back, ROWS, check_exact=True)
+
+
+def test_the_header_says_what_made_the_rows(stored: Path) -> None:
+    header = read_header(stored)
+    assert header["config"] == CONFIG and header["dataset"] == "mnist5k" and header["seconds"] == 1.5
+    assert {"commit", "python", "packages", "processor", "threads"} <= header.keys()
+    assert stored.read_text().startswith("# {") and stored.read_text().endswith("\n")
+
+
+def test_provenance_is_json_and_names_versions_and_processor() -> None:
+    found = provenance()
+    assert json.loads(json.dumps(found)) == found
+    assert re.fullmatch(r"[0-9a-f]{40}(-dirty)?|unknown", found["commit"])
+    assert all(re.match(r"\d+\.\d+", number) for number in [found["python"], *found["packages"].values()])
+    assert {"torch", "numpy"} <= found["packages"].keys() and found["processor"] and found["threads"] >= 1
+
+
+def test_outside_a_checkout_the_commit_is_unknown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rows_module, "__file__", str(tmp_path / "rows.py"))
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    assert provenance()["commit"] == "unknown"
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert provenance()["commit"] == "unknown", "git itself may be missing"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"eps": 0.2}, "eps: found 0.1, wanted 0.2"),
+        ({"models": {"VAE": {"hidden": [64]}}}, "models: found"),
+        ({"seed": 1}, "seed: found None, wanted 1"),
+    ],
+)
+def test_another_configuration_is_refused_and_the_difference_shown(
+    stored: Path, change: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigMismatchError, match=re.escape(message)) as caught:
+        read_rows(stored, {**CONFIG, **change})
+    assert str(stored) in str(caught.value) and "images" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"index,clean\n0,1.0\n",
+        b"# {not json}\n0\n",
+        b'# {"config"\nindex\n0\n',
+        b'# {"dataset": "mnist"}\nindex\n0\n',
+        b"# 5\nindex\n0\n",
+        b"# [1, 2]\nindex\n0\n",
+        b"# null\nindex\n0\n",
+        b"\x89PNG\r\n\x1a\n\xff\xfe",
+    ],
+    ids=["empty", "none", "no JSON", "cut", "no config", "number", "list", "null", "binary"],
+)
+def test_a_damaged_header_is_one_clear_error(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_bytes(content)
+    with pytest.raises(DamagedFileError, match=r"rows\.csv"):
+        read_rows(path)
+
+
+def test_a_header_without_a_table_is_an_error(stored: Path) -> None:
+    stored.write_bytes(stored.read_bytes().partition(b"\n")[0] + b"\n")
+    with pytest.raises(DamagedFileError, match="damaged"):
+        read_rows(stored)
+
+
+def test_a_ragged_table_is_an_error(stored: Path) -> None:
+    stored.write_bytes(stored.read_bytes() + b"1,2,3,4,5,6\n")
+    with pytest.raises(DamagedFileError, match=r"rows\.csv"):
+        read_rows(stored)
+
+
+@pytest.mark.parametrize("cut", [1, 3, 10, 14, "last row"])
+def test_a_truncated_table_is_never_taken_for_the_whole(stored: Path, cut: int | str) -> None:
+    whole = stored.read_bytes()
+    stored.write_bytes(whole[:-cut] if isinstance(cut, int) else whole[: whole[:-1].rindex(b"\n") + 1])
+    with pytest.raises(DamagedFileError, match=r"rows\.csv"):
+        read_rows(stored)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.csv"):
+        read_rows(tmp_path / "nowhere.csv")
+
+
+def test_an_interrupted_write_leaves_the_old_rows(stored: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    old = stored.read_bytes()
+    monkeypatch.setattr(pd.DataFrame, "to_csv", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write_rows(stored, ROWS.iloc[:1], CONFIG)
+    assert stored.read_bytes() == old and len(list(stored.parent.iterdir())) == 1
+
+
+def copy_with(path: Path, **header: Any) -> Path:
+    """A copy whose header has other fields."""
+    first, _, table = path.read_text().partition("\n")
+    other = path.with_name("other.csv")
+    other.write_text(f"# {json.dumps({**json.loads(first[2:]), **header}, sort_keys=True)}\n{table}")
+    return other
+
+
+@pytest.mark.parametrize("header", [{}, {"commit": "0" * 40}, {"seconds": 99.0}, {"commit": "x", "seconds": 0}])
+def test_commit_and_wall_time_make_no_other_result(stored: Path, header: dict[str, Any]) -> None:
+    assert same_result(stored, copy_with(stored, **header))
+    assert same_result(copy_with(stored, **header), stored)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [{"config": {}}, {"dataset": "mnist"}, {"processor": "abacus"}, {"threads": 99}, {"packages": {}}, {"new": 1}],
+)
+def test_any_other_header_field_makes_another_result(stored: Path, header: dict[str, Any]) -> None:
+    assert not same_result(stored, copy_with(stored, **header))
+
+
+def test_one_changed_digit_makes_another_result(stored: Path) -> None:
+    other = copy_with(stored, seconds=2.0)
+    other.write_text(other.read_text().replace("-100.1", "-100.2"))
+    assert not same_result(stored, other)
+
+
+def test_files_other_than_rows_are_compared_byte_for_byte(tmp_path: Path, stored: Path) -> None:
+    first, second = tmp_path / "a.png", tmp_path / "b.png"
+    first.write_bytes(b"same")
+    second.write_bytes(b"same")
+    assert same_result(first, second)
+    second.write_bytes(b"other")
+    assert not same_result(first, second)
+    damaged = tmp_path / "damaged.csv"
+    damaged.write_text("no header")
+    assert not same_result(stored, damaged) and not same_result(damaged, stored)

@@ -1,0 +1,159 @@
+"""The configuration names a run: every field counts, nothing out of range gets in, and files give it back unchanged."""
+
+import dataclasses
+import json
+import math
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from paperlib import Bernoulli, Gaussian, TrainConfig
+from paperlib.runtime.files import ConfigMismatchError
+
+OTHER: dict[str, Any] = {
+    "dataset": "mnist5k",
+    "data_shape": (1, 28, 28),
+    "hidden": (512, 512),
+    "latent_dim": 21,
+    "likelihood": "gaussian",
+    "scale": 0.5,
+    "target": "clean",
+    "eps": 0.2,
+    "kappa": 0.25,
+    "bound": "crown-ibp",
+    "steps": 10,
+    "batch_size": 128,
+    "lr": 1e-3,
+    "lr_final": 0.5,
+    "ramp_start": 0.2,
+    "ramp_end": 0.6,
+    "clip": 10.0,
+    "seed": 1,
+}
+FIELDS = [field.name for field in dataclasses.fields(TrainConfig)]
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_the_digest_changes_with_each_field(name: str) -> None:
+    assert TrainConfig(**{name: OTHER[name]}).digest != TrainConfig().digest
+
+
+def test_the_digests_of_single_changes_all_differ() -> None:
+    assert len({TrainConfig(**{name: OTHER[name]}).digest for name in FIELDS}) == len(FIELDS)
+
+
+def test_a_digest_is_twelve_hexadecimal_digits() -> None:
+    digest = TrainConfig().digest
+    assert len(digest) == 12 and set(digest) <= set("0123456789abcdef")
+
+
+@given(
+    eps=st.floats(0, 1e6),
+    lr=st.floats(1e-12, 1e3),
+    hidden=st.lists(st.integers(1, 2_000), max_size=4).map(tuple),
+    seed=st.integers(0, 2**40),
+    dataset=st.text('aβ"\\\n{}', max_size=6),
+)
+def test_a_round_trip_through_json_changes_nothing(**fields: Any) -> None:
+    config = TrainConfig(**fields)
+    stored = json.loads(json.dumps(config.as_dict()))
+    assert stored == config.as_dict()
+    back = TrainConfig.from_dict(stored)
+    assert back == config and back.digest == config.digest and hash(back) == hash(config)
+
+
+@pytest.mark.parametrize("fields", [{"eps": 0}, {"kappa": 1}, {"scale": 1}])
+def test_equal_values_make_the_same_configuration_and_digest(fields: dict[str, Any]) -> None:
+    as_written = TrainConfig(**fields)
+    as_float = TrainConfig(**{name: float(value) for name, value in fields.items()})
+    assert as_written == as_float
+    assert as_written.digest == as_float.digest
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_a_missing_field_is_named(name: str) -> None:
+    fields = TrainConfig().as_dict()
+    del fields[name]
+    with pytest.raises(ValueError, match=rf"missing \['{name}'\]"):
+        TrainConfig.from_dict(fields)
+
+
+def test_an_unknown_field_is_named() -> None:
+    with pytest.raises(ValueError, match=r"unknown \['learning_rate'\]"):
+        TrainConfig.from_dict({**TrainConfig().as_dict(), "learning_rate": 1e-3})
+
+
+OUT_OF_RANGE = [
+    *[("data_shape", bad) for bad in ((), (0,), (28, -1))],
+    *[("hidden", bad) for bad in ((0,), (512, -1))],
+    *[(name, bad) for name in ("latent_dim", "steps", "batch_size") for bad in (0, -1)],
+    ("likelihood", "poisson"),
+    *[("scale", bad) for bad in (0.0, -1.0, math.nan, math.inf)],
+    ("target", "noisy"),
+    *[("eps", bad) for bad in (-1e-9, math.nan, math.inf)],
+    *[("kappa", bad) for bad in (-1e-9, 1.001, math.nan)],
+    *[("bound", bad) for bad in ("crown", "magic")],
+    *[("lr", bad) for bad in (0.0, -1e-3, math.nan, math.inf)],
+    *[("lr_final", bad) for bad in (0.0, 1.001, math.nan)],
+    *[("ramp_start", bad) for bad in (-0.1, 0.51, math.nan)],
+    *[("ramp_end", bad) for bad in (1.001, math.inf)],
+    *[("clip", bad) for bad in (0.0, -1.0, math.nan)],
+]
+
+
+@pytest.mark.parametrize(("name", "bad"), OUT_OF_RANGE)
+def test_a_value_out_of_range_is_an_error_that_names_its_field(name: str, bad: Any) -> None:
+    with pytest.raises(ValueError, match=rf"TrainConfig\.{name} is out of range: "):
+        TrainConfig(**{name: bad})
+
+
+def test_each_field_with_a_range_has_been_tried() -> None:
+    assert set(FIELDS) - {name for name, _ in OUT_OF_RANGE} == {"dataset", "seed"}
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        *({"eps": 0.0}, {"kappa": 0.0}, {"kappa": 1.0}, {"hidden": ()}, {"lr_final": 1.0}, {"ramp_start": 0.5}),
+        *({"ramp_start": 0.0, "ramp_end": 0.0}, {"ramp_end": 1.0}, {"clip": math.inf}, {"steps": 1}, {"batch_size": 1}),
+    ],
+)
+def test_the_ends_of_each_range_are_allowed(fields: dict[str, Any]) -> None:
+    config = TrainConfig(**fields)
+    assert TrainConfig.from_dict(config.as_dict()) == config
+
+
+def test_a_configuration_cannot_be_changed() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        TrainConfig().eps = 0.2  # type: ignore[misc]
+
+
+def test_the_seed_alone_decides_the_weights() -> None:
+    config = TrainConfig(data_shape=(6,), hidden=(4,), latent_dim=2)
+    torch.manual_seed(1)
+    first = config.build().state_dict()
+    state = torch.get_rng_state()
+    second = config.build().state_dict()
+    assert torch.equal(torch.get_rng_state(), state), "building a model must not disturb the caller's randomness"
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    other = dataclasses.replace(config, seed=1).build().state_dict()
+    assert any(not torch.equal(first[name], other[name]) for name in first)
+
+
+def test_build_follows_the_fields() -> None:
+    vae = TrainConfig(data_shape=(2, 3), hidden=(5, 4), latent_dim=2, likelihood="gaussian", scale=0.3).build()
+    assert isinstance(vae.likelihood, Gaussian) and vae.likelihood.log_scale.exp().item() == pytest.approx(0.3)
+    assert vae.latent_dim == 2 and vae.decoder(vae.encode(torch.zeros(1, 2, 3))[0]).shape == (1, 2, 3)
+    assert [tuple(p.shape) for n, p in vae.encoder.named_parameters() if "weight" in n] == [(5, 6), (4, 5), (4, 4)]
+    assert isinstance(TrainConfig(data_shape=(6,), hidden=(4,)).build().likelihood, Bernoulli)
+
+
+def test_a_mismatch_shows_the_differing_fields_and_only_those() -> None:
+    found, wanted = TrainConfig(eps=0.3, seed=4).as_dict(), TrainConfig().as_dict()
+    message = str(ConfigMismatchError("some/file", found, wanted))
+    assert "some/file" in message
+    assert "eps: found 0.3, wanted 0.1" in message and "seed: found 4, wanted 0" in message
+    assert "kappa" not in message
