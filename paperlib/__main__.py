@@ -4,6 +4,7 @@ import hashlib
 import itertools
 import sys
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import Field, asdict, dataclass, field, fields, make_dataclass, replace
 from datetime import timedelta
 from pathlib import Path
@@ -15,6 +16,7 @@ import torch
 import tyro
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
+from paperlib.certificates.crown import CrownIBP
 from paperlib.certificates.evaluation import NOISE_SEED, certify, evaluation_noise
 from paperlib.certificates.method import Method, find_method
 from paperlib.data.datasets import data_origin, load_dataset, resolve
@@ -161,7 +163,7 @@ class Certify(Measure):
     def run(self) -> None:
         method = find_method(self.method)
         if self.alpha_steps is not None:
-            if not hasattr(method, "alpha_steps"):
+            if not isinstance(method, CrownIBP):  # `Crown` is one, too
                 raise ValueError(f"--alpha-steps is for crown-ibp and crown, not for {self.method}")
             method = replace(method, alpha_steps=self.alpha_steps)
         self.measure(self.method, None, method, self.sound)
@@ -214,7 +216,7 @@ class Sweep(Command):
         print(f"{shown.to_string(index=False, float_format='{:g}'.format)}\nrows in {self.folder / 'sweep.csv'}")
 
 
-COMMANDS: dict[str, type[Command]] = {"train": Train, "attack": Attack, "certify": Certify, "sweep": Sweep}
+COMMANDS: dict[str, Callable[..., Command]] = {"train": Train, "attack": Attack, "certify": Certify, "sweep": Sweep}
 
 
 def main(args: list[str] | None = None) -> NoReturn:

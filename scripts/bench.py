@@ -115,7 +115,7 @@ def products(vae: VAE, batch: int, passes: int, backward_passes: int = 0) -> Cal
         x, gradient, weight = torch.rand(batch, layer.in_features), torch.rand(batch, layer.out_features), layer.weight
         forward.append((x, weight.detach().T))
         backward += [(gradient, weight.detach()), (gradient.T, x)]
-    # The network's input needs no gradient, but backward substitution goes down to it, by products of the same shapes as a pass's.
+    # The network's input needs no gradient, but backward substitution goes down to it, by products of the same shapes.
     pairs = (forward + backward[:0:-1]) * passes + (forward + backward[::-1]) * backward_passes
 
     def call() -> None:

@@ -1,8 +1,8 @@
 """Linear functions as bounds, and backward substitution: how coefficients on a layer's output become coefficients on
 its input (CROWN: Zhang et al. 2018, arXiv 1811.00866; Xu et al. 2020, arXiv 2002.12920).
 
-Coefficients c stand for the linear function c . v of a layer's output v. They are a tensor [*rows, batch, *shape], where
-rows are optional: one function for each row.
+Coefficients c stand for the linear function c . v of a layer's output v. They are a tensor [*rows, batch, *shape]; rows
+are optional, one function for each.
 """
 
 from collections.abc import Callable

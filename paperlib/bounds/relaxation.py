@@ -1,5 +1,5 @@
-"""Linear relaxations of layers: for each type of layer, linear functions below and above it over a box, or its transpose
-if it is affine (CROWN: Zhang et al. 2018, arXiv 1811.00866; Xu et al. 2020, arXiv 2002.12920).
+"""Linear relaxations of layers: for each type of layer, linear functions below and above it over a box, or its
+transpose if it is affine (CROWN: Zhang et al. 2018, arXiv 1811.00866; Xu et al. 2020, arXiv 2002.12920).
 """
 
 import math
@@ -19,7 +19,7 @@ from paperlib.bounds.rules import UnsupportedLayerError
 
 @dataclass(frozen=True)
 class Affine:
-    """An affine layer:  c . layer(v) == transpose(c) . v + c . offset  for all coefficients c; exact, whatever the box."""
+    """An affine layer:  c . layer(v) == transpose(c) . v + c . offset  for all coefficients c; exact on any box."""
 
     transpose: Callable[[Tensor], Tensor]
     offset: Tensor  # [*out_shape]: the layer's value at 0
@@ -47,8 +47,8 @@ def _(layer: nn.ReLU | nn.LeakyReLU, box: Interval) -> LinearRelaxation:
     if leak > 1:
         function = partial(F.leaky_relu, negative_slope=leak)  # never in place
         return concave(function, lambda v: torch.where(v >= 0, torch.ones_like(v), leak), box)
-    # The layer is  leak * v + (1 - leak) * relu(v).  Below relu lies each line alpha * v with alpha in [0, 1] (only 0 or
-    # only 1 where the unit's sign is fixed). The initial alpha leaves the smaller area between line and relu.
+    # The layer is  leak * v + (1 - leak) * relu(v).  Below relu lies each line alpha * v with alpha in [0, 1]; where the
+    # unit's sign is fixed, alpha is 0 or 1. The initial alpha leaves the smaller area between line and relu.
     first, second, alpha = (v.detach().sign().clamp_(min=0) for v in (*box, box.lower + box.upper))
 
     def leaky(slope: Tensor, offset: Tensor) -> LinearFunction:

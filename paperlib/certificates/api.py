@@ -30,9 +30,10 @@ def elbo_bounds(
 
     Args:
         vae: in evaluation mode if it has dropout or batch normalisation.
-        method: a method's object, which carries its options, or the word for it with its defaults. "ibp" (`IBP`) is the
-            fastest, "crown-ibp" (`CrownIBP`) and "crown" (`Crown`) are tighter, "exact" (`BranchAndBound`) is for at most
-            three inputs, "best" (`Auto`) is the tightest within a budget. "ibp" and "crown-ibp" are differentiable.
+        method: a method's object, which carries its options, or the word for it with its defaults. "ibp" (`IBP`) is
+            the fastest, "crown-ibp" (`CrownIBP`) and "crown" (`Crown`) are tighter, "exact" (`BranchAndBound`) is for
+            at most three inputs, "best" (`Auto`) is the tightest within a budget. "ibp" and "crown-ibp" are
+            differentiable.
         target: "perturbed": the likelihood of x' itself, whose box is the input's; "clean": the likelihood of x.
 
     Raises:

@@ -113,8 +113,8 @@ def _mccormick(
     """
     low, high = output
     span = at_high - at_low
-    # Initially the coefficient of the target is as near to 0 as it can be, at alpha = -low / (high - low), clipped. That
-    # is 1 - high / (high - low), so that ReLU's chord gives it and its gradient.
+    # Initially the coefficient of the target is as near to 0 as it can be, at alpha = -low / (high - low), clipped.
+    # That is 1 - high / (high - low), so that ReLU's chord gives it and its gradient.
     first_share, chord_offset = relu_chord(output)
     above, below = F.relu(low), F.relu(-high)
     initial = JointLinearFunction(

@@ -1,4 +1,4 @@
-"""A confidence bound for the mean of numbers that have a known floor and no other known property."""
+"""A confidence bound for the mean of random numbers of which nothing is given but a floor."""
 
 import math
 

@@ -1,7 +1,8 @@
-"""CROWN-IBP and CROWN as methods of certification: linear bounds of the whole ELBO, see `paperlib.certificates.backward`.
+"""CROWN-IBP and CROWN as methods of certification: linear bounds of the whole ELBO by backward substitution.
 
-They differ in the boxes over which layers are relaxed: those of interval propagation (CROWN-IBP: Zhang et al. 2020,
-arXiv 1906.06316), or tighter ones from linear bounds of every quantity (CROWN: Zhang et al. 2018, arXiv 1811.00866).
+The bounds themselves are in `paperlib.certificates.backward`. The methods differ in the boxes over which layers are
+relaxed: those of interval propagation (CROWN-IBP: Zhang et al. 2020, arXiv 1906.06316), or tighter ones from linear
+bounds of every quantity (CROWN: Zhang et al. 2018, arXiv 1811.00866).
 """
 
 from collections.abc import Sequence

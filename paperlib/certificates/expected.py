@@ -7,8 +7,8 @@ averages is no less than the average of minima. E[C] is split at a box of the no
 
 Inside, C is bounded below by one certificate over all inputs and all noise of the box (the floor), so that draws give a
 confidence bound of its mean that holds for every sample size. Outside, the ELBO falls from a certificate at zero noise
-(the anchor) by at most a quadratic in |xi|, whose expectation over the outside is known in closed form. The KL depends
-on no noise: it is inside both certificates as it is.
+(the anchor) by at most a quadratic in |xi|, whose expectation over the outside has a closed form. The KL depends on no
+noise: it is inside both certificates as it is.
 """
 
 import math
@@ -71,7 +71,7 @@ def certify_expected(
 
     Raises:
         ValueError: confidence outside (0, 1), fewer than 2 samples, a batch_size below 1; and as `elbo_bounds`.
-        UnsupportedLayerError: as `elbo_bounds`, or a decoder layer whose growth is not known, see `decoder_gain`.
+        UnsupportedLayerError: as `elbo_bounds`, or a decoder layer whose growth has no bound, see `decoder_gain`.
     """
     if not 0 < confidence < 1:
         raise ValueError(f"confidence must be between 0 and 1, got {confidence}")
@@ -225,7 +225,7 @@ def decoder_gain(vae: VAE) -> Tensor:
     The product of all |W|: activations that move no more than their input leave it as it is.
 
     Raises UnsupportedLayerError, with its place, for a layer that is neither affine (its relaxation rule says so) nor
-    known to be non-expansive. Softplus is not: torch's steps down at its threshold.
+    non-expansive. Softplus is not: torch's steps down at its threshold.
     """
     parameter = next(vae.parameters())
     gain = torch.eye(vae.latent_dim, dtype=parameter.dtype, device=parameter.device)

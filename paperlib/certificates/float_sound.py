@@ -27,8 +27,8 @@ class SoundBounds:
     """Boxes of the deployed network's values, and how far rounding moves each step. All are float64.
 
     For every x' of deployed precision in the ball, `elbo(vae, x', noise)` as it is evaluated is at least
-    elbo_lower(network, bounds) - value_rounding  and at most  elbo_upper(network, bounds) + value_rounding. The value of
-    each step is within its rounding of what the exact step gives for the deployed value before it.
+    elbo_lower(network, bounds) - value_rounding  and at most  elbo_upper(network, bounds) + value_rounding. The value
+    of each step is within its rounding of what the exact step gives for the deployed value before it.
     """
 
     network: VAE  # the deployed weights in float64

@@ -51,7 +51,7 @@ class LikelihoodBounds(ABC):
     def linear_above(
         self, output: Interval, target: Interval
     ) -> JointLinearFunction | AlphaRelaxation[JointLinearFunction]:
-        """Linear functions of output and target, one for each element, whose sum is above `log_prob` over both boxes."""
+        """Linear functions of output and target, one for each element, whose sum is above `log_prob` on both boxes."""
         raise NotImplementedError(
             f'{type(self).__name__} has no linear_above, which linear bounds need: use method="ibp"'
         )

@@ -1,5 +1,5 @@
-"""Bounds of the diagonal Gaussian posterior: of the reparametrisation and of the KL, by intervals, by linear functions and
-in floating point.
+"""Bounds of the diagonal Gaussian posterior, of its reparametrisation and of the KL: by intervals, by linear functions
+and in floating point.
 
 Shapes: mean, log_var and noise are [batch, latent]; divergences are [batch], in nats.
 """
@@ -71,8 +71,8 @@ def kl_rounding(mean: Interval, log_var: Interval) -> Rounding:
 
 
 def negative_kl_below(mean: Interval, log_var: Interval) -> tuple[LinearFunction, LinearFunction]:
-    """Linear functions below the two terms of -KL, -mean^2 / 2 and (log_var + 1 - exp(log_var)) / 2: both are concave, so
-    these are their chords.
+    """Linear functions below the two terms of -KL, -mean^2 / 2 and (log_var + 1 - exp(log_var)) / 2: both terms are
+    concave, so these are their chords.
     """
     mean_chord = LinearFunction(-mean.center, mean.lower * mean.upper / 2)
     return mean_chord, chord_below(_minus_log_var_term, _log_var_slope, log_var)

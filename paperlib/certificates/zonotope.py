@@ -28,8 +28,8 @@ ROWS = 64  # units of the encoder that are bounded at a time
 
 @dataclass(frozen=True)
 class Zonotope:
-    """All  center + generators . eta + independent_error * eta'  with eta [errors], which the rows share, and eta' [rows]
-    in [-1, 1].
+    """All  center + generators . eta + independent_error * eta'  with eta [errors], which the rows share, and with
+    eta' [rows], both in [-1, 1].
     """
 
     center: Tensor  # [batch, rows]

@@ -81,7 +81,7 @@ def load_dataset(name: str, split: Split = "train") -> Dataset:
         return _embedded_digits(split)
     if name in ("mnist", "fashion-mnist"):
         return _idx(name, split)
-    raise ValueError(f"unknown data set {name!r}; known are {[*CHECKSUMS, 'auto', *TOYS]}")
+    raise ValueError(f"unknown data set {name!r}; use one of {[*CHECKSUMS, 'auto', *TOYS]}")
 
 
 def resolve(name: str) -> str:
@@ -145,10 +145,10 @@ def _ensure_files(name: str) -> Path:
             raise FileNotFoundError(f"{root / missing[0]} is missing and cannot be downloaded") from error
     for file, expected in wanted.items():
         path = root / file
-        found = _sha256(path, path.stat().st_mtime_ns, path.stat().st_size)
-        if found != expected:
+        actual = _sha256(path, path.stat().st_mtime_ns, path.stat().st_size)
+        if actual != expected:
             raise DataError(
-                f"{path} is damaged: expected SHA-256 {expected}, found {found}. "
+                f"{path} is damaged: expected SHA-256 {expected}, found {actual}. "
                 "Move it away to have it downloaded again."
             )
     return root
@@ -178,9 +178,9 @@ def _embedded_digits(split: Split) -> Dataset:
     with np.load(path) as file:
         pixels, classes = file["pixels"], file["classes"]  # uint8 [5000, 784] and [5000], sorted by class
     (expected,) = CHECKSUMS["mnist5k"].values()
-    found = hashlib.sha256(pixels.tobytes() + classes.tobytes()).hexdigest()
-    if found != expected:
-        raise DataError(f"{path} is damaged: expected SHA-256 {expected}, found {found}; install the library anew")
+    actual = hashlib.sha256(pixels.tobytes() + classes.tobytes()).hexdigest()
+    if actual != expected:
+        raise DataError(f"{path} is damaged: expected SHA-256 {expected}, found {actual}; install the library anew")
     order = np.random.default_rng(0).permutation(len(pixels))
     order = order[:4_000] if split == "train" else order[4_000:]
     x = torch.from_numpy(pixels[order].astype(np.float32)) / 255

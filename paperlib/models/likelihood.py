@@ -1,8 +1,8 @@
 """Decoder likelihoods log p(target | z) for a fixed latent z.
 
 A likelihood sees the decoder's raw output [batch, *data_shape] (logits, or means) and the target of the same shape; its
-values are [batch], in nats. A user's own likelihood subclasses `Likelihood` with two methods; for certificates its bounds
-are registered beside it, see `paperlib.certificates.likelihood_bounds`.
+values are [batch], in nats. A user's own likelihood subclasses `Likelihood` with two methods; for certificates its
+bounds are registered beside it, see `paperlib.certificates.likelihood_bounds`.
 """
 
 import math

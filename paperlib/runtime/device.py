@@ -40,7 +40,7 @@ def tune_malloc() -> None:
 
 
 def is_synchronous(device: torch.device) -> bool:
-    """Whether an operation is done when its call returns; elsewhere, reading a value waits for all operations before it."""
+    """Whether an operation is done when its call returns; if not, reading a value waits for all before it."""
     return device.type == "cpu"
 
 

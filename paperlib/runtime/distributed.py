@@ -79,7 +79,7 @@ def distributed_map(work: Callable[[Item], Value], items: Sequence[Item]) -> Ite
     if count == 1:
         yield from map(work, items)
         return
-    # In rounds of one item for each process, so that a failure is known after a round and none waits for longer.
+    # In rounds of one item for each process, so that all hear of a failure after a round and none waits for longer.
     for start in range(0, len(items), count):
         own: list[Value] = []
         failed: Exception | None = None

@@ -21,9 +21,9 @@ class DamagedFileError(ValueError):
 class ConfigMismatchError(ValueError):
     """A file was made by another configuration than the one asked for; nothing of it is used."""
 
-    def __init__(self, where: object, found: Mapping[str, Any], wanted: Mapping[str, Any]):
-        differing = sorted(k for k in found.keys() | wanted.keys() if found.get(k) != wanted.get(k))
-        lines = [f"  {k}: found {found.get(k)!r}, wanted {wanted.get(k)!r}" for k in differing]
+    def __init__(self, where: object, stored: Mapping[str, Any], wanted: Mapping[str, Any]):
+        differing = sorted(k for k in stored.keys() | wanted.keys() if stored.get(k) != wanted.get(k))
+        lines = [f"  {k}: found {stored.get(k)!r}, wanted {wanted.get(k)!r}" for k in differing]
         super().__init__(f"{where} was made by another configuration:\n" + "\n".join(lines))
 
 

@@ -16,7 +16,6 @@ from multiprocessing.connection import wait
 from typing import Any, Generic, TypeVar
 
 import torch
-from pebble import ProcessExpired, ProcessPool
 
 from paperlib.runtime.device import tune_malloc
 from paperlib.runtime.progress import Progress
@@ -56,12 +55,17 @@ def outcomes(
 
     Raises:
         ValueError: fewer than one job.
+        ModuleNotFoundError: pebble is not installed.
     """
     jobs = cores() if jobs is None else jobs
     if jobs < 1:
         raise ValueError(f"jobs must be at least 1, got {jobs}")
     if not items:
         return
+    try:
+        from pebble import ProcessExpired, ProcessPool  # here, as the library works without it in one process
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError("work in several processes needs pebble: pip install pebble") from error
     spawn = multiprocessing.get_context("spawn")
     pool = ProcessPool(min(jobs, len(items)), initializer=_prepare, initargs=[task], context=spawn)
     try:
@@ -144,8 +148,8 @@ def training_jobs() -> int:
 
 
 def _prepare(_task: object) -> None:
-    # The task is an argument so that each process imports its module here, all of them at the same time. Without it they
-    # would import it when they take a task from the queue, which they do one after another.
+    # The task is an argument so that each process imports its module here, all of them at the same time. Without it
+    # they would import it when they take a task from the queue, which they do one after another.
     _use_one_thread()
     parent = multiprocessing.parent_process()
     assert parent is not None

@@ -70,9 +70,9 @@ def read_rows(path: str | Path, config: dict[str, Any] | None = None) -> pd.Data
         ConfigMismatchError: `config` is given and another one made the file; shows the fields that differ.
     """
     header = read_header(path)
-    found = header["config"]
-    if config is not None and found != config:
-        raise ConfigMismatchError(path, found, config)
+    stored = header["config"]
+    if config is not None and stored != config:
+        raise ConfigMismatchError(path, stored, config)
     table = Path(path).read_bytes().partition(b"\n")[2]
     if hashlib.sha256(table).hexdigest() != header.get("sha256"):
         raise DamagedFileError(f"{path} is damaged: its table is not the one that its header was written for")

@@ -106,7 +106,7 @@ def trained(config: TrainConfig, folder: str | Path, device: str = "auto") -> Tr
 
     def write() -> None:
         save(Path(folder) / "model.safetensors", result.vae, config)
-        if _read(history, config.as_dict()) is None:  # else this call has found a finished run
+        if _read(history, config.as_dict()) is None:  # else the run was finished before this call
             write_rows(history, result.history, config.as_dict(), data_origin(config.dataset), seconds)
 
     on_rank_zero(write)
