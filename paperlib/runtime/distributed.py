@@ -47,7 +47,7 @@ def rank_and_world_size() -> tuple[int, int]:
 
 
 def on_rank_zero(action: Callable[[], Value]) -> Value:
-    """What the first process gets from `action`, in every process; the OSError or ValueError that it raises, too."""
+    """Run `action` in the first process only; in every process return its value, or raise its OSError or ValueError."""
     rank, count = rank_and_world_size()
     if count == 1:
         return action()
@@ -69,17 +69,17 @@ def on_rank_zero(action: Callable[[], Value]) -> Value:
 
 
 def distributed_map(work: Callable[[Item], Value], items: Sequence[Item]) -> Iterator[Value]:
-    """`work` of each item, in order, in every process; inside `process_group` they take turns with the items.
+    """`work` of each item, in order, in every process; inside `process_group` each process computes its share.
 
-    Call it in all processes with the same items. Values travel by pickle.
+    Call it in all processes with the same items. Values are sent by pickle.
 
-    Raises: in the process that fails whatever `work` raises; PeerStoppedError, with its words, in all others.
+    Raises: what `work` raises, in the process where it fails; PeerStoppedError with its message in all others.
     """
     rank, count = rank_and_world_size()
     if count == 1:
         yield from map(work, items)
         return
-    # In rounds of one item for each process, so that all hear of a failure after a round and none waits for longer.
+    # In rounds of one item for each process, so that a failure ends all processes after that round.
     for start in range(0, len(items), count):
         own: list[Value] = []
         failed: Exception | None = None

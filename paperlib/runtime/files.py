@@ -29,7 +29,7 @@ class ConfigMismatchError(ValueError):
 
 @contextmanager
 def atomic(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path` that replaces it when the block ends well; otherwise `path` is left as it was."""
+    """A temporary path that replaces `path` when the block ends without an error; otherwise `path` stays as it was."""
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
     os.close(descriptor)
@@ -38,7 +38,9 @@ def atomic(path: Path) -> Iterator[Path]:
         yield temporary
         os.chmod(temporary, 0o644)
         with open(temporary, "rb") as file:
-            os.fsync(file.fileno())  # on the disk before its name is, so that a power cut leaves it whole, too
+            os.fsync(
+                file.fileno()
+            )  # the content is on the disk before the name is, so that a power cut leaves a whole file
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Independent tasks in processes of one torch thread each, which two cores finish sooner than one task in two threads.
+"""Independent tasks in processes of one torch thread each: faster than one task at a time on several threads.
 
 A task's result does not depend on how many run beside it, or where: more cores give the same bytes sooner.
 """
@@ -25,16 +25,16 @@ Value = TypeVar("Value")
 
 
 class TaskError(RuntimeError):
-    """What a task raised or its process died of, in words, as not every error survives the way between processes."""
+    """What a task raised, or how its process ended, as a message: not every exception can be sent between processes."""
 
 
 class TasksFailedError(RuntimeError):
-    """Some tasks failed, after all others were done; names each item with its error."""
+    """Some tasks failed. It is raised when all others are done, and names each failed item with its error."""
 
 
 @dataclass(frozen=True)
 class Outcome(Generic[Item, Value]):
-    """What became of one item: its value, or the error that its task raised or its process died of."""
+    """The result of one item: its value, or the error that ended its task."""
 
     item: Item
     value: Value | None = None
@@ -44,9 +44,9 @@ class Outcome(Generic[Item, Value]):
 def outcomes(
     task: Callable[[Item], Value], items: Sequence[Item], jobs: int | None = None, name: str = "tasks"
 ) -> Generator[Outcome[Item, Value], None, None]:
-    """Each item's outcome as soon as it is there; one that fails, or whose process dies, does not stop the others.
+    """Each item's outcome as soon as its task ends. A task that fails, or whose process dies, does not stop the others.
 
-    Ends its processes when it is left early; they end themselves when this process dies.
+    The processes are ended when the caller stops iterating, and end themselves when this process dies.
 
     Args:
         task: a function of a module, which each process imports anew.

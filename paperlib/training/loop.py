@@ -72,8 +72,9 @@ def train(
         vae: a model of the user's own to train further, instead of the one the configuration builds; it is not changed.
         data: a data set of the user's own, instead of `load_dataset(config.dataset)`.
         device: "auto", or the name of a torch device.
-        folder: keeps a checkpoint of the last epoch. After an end of whatever kind the same call goes on from it, to
-            the same bits on the CPU as without the break, dropout aside; a finished run is returned as it is.
+        folder: keeps a checkpoint of the last epoch. If training is interrupted, the same call continues from it, and
+            on the CPU ends with the same bits as without the interruption (but for dropout). The result of a finished
+            run is returned without training.
 
     Raises:
         TrainingDivergedError: a non-finite loss; carries the last good state.
@@ -133,7 +134,7 @@ def _begin(config: TrainConfig, vae: VAE | None, where: torch.device) -> State:
 
 
 def _identity(config: TrainConfig, data: Dataset, vae: VAE | None, where: torch.device) -> dict[str, Any]:
-    """All that decides a run, in JSON types."""
+    """All that determines the result of a run, in JSON types."""
     return config.as_dict() | {
         "data": f"{data.name} in [{float(data.low)}, {float(data.high)}], SHA-256 {tensor_digest({'x': data.x})}",
         "own model": None if vae is None else f"SHA-256 {tensor_digest(vae.state_dict(), str(vae))}",
@@ -151,14 +152,15 @@ def _epoch(
     state.vae.train()
     losses: list[Tensor] = []
     for number, batch in enumerate(order.split(config.batch_size)[:steps], start=1):
-        # every process draws all the noise, so that it is the same for any number of them
+        # every process draws all of the noise, so that the draws do not depend on the number of processes
         noise = torch.randn(len(batch), state.vae.latent_dim, generator=state.generator, device=x.device)
         part, part_noise = (whole.tensor_split(count)[rank] for whole in (batch, noise))
         for group in state.optimizer.param_groups:
             group["lr"] = lr_at(state.step, config)
         ball, kappa = data.ball(eps_at(state.step, config)), kappa_at(state.step, config)
 
-        # The processes average their gradients: so weighted, parts of any size give that of the whole batch's mean.
+        # DistributedDataParallel averages gradients over processes; this weight makes that the gradient of the batch's
+        # mean when the parts differ in size.
         loss = objective(x[part], ball, part_noise, kappa) * (len(part) * count / len(batch))
         state.optimizer.zero_grad(set_to_none=True)
         loss.backward()

@@ -26,9 +26,9 @@ class RunFolderError(OSError):
 
 @dataclass
 class State:
-    """All that the next step depends on, and what was measured so far; `good` is the model as the last epoch left it.
+    """All that the next step depends on, and the history so far; `good` is the model at the end of the last epoch.
 
-    A model that draws numbers of its own (dropout) takes them from torch's global generator, which is no part of it.
+    Torch's global generator is no part of it: a model with dropout does not continue to the same bits.
     """
 
     vae: VAE
@@ -48,7 +48,7 @@ class State:
         }
 
     def restore(self, tensors: Mapping[str, Tensor], step: int, rows: list[dict[str, float]]) -> None:
-        """Become the state that `tensors`, `step` and `rows` were taken from, to the bit."""
+        """Take over a stored state, to the bit: the inverse of `tensors`, `step` and `rows`."""
         weights: dict[str, Tensor] = {}
         moments: dict[int, dict[str, Tensor]] = defaultdict(dict)
         for key, tensor in tensors.items():
@@ -66,7 +66,7 @@ class State:
 
 
 def tensor_digest(tensors: Mapping[str, Tensor], about: object = None) -> str:
-    """SHA-256 of tensors with their names, types and shapes, and of anything that JSON can say."""
+    """SHA-256 of tensors with their names, types and shapes, and of `about`, in JSON types."""
     sha256 = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
     for name, tensor in sorted(tensors.items()):
         sha256.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
@@ -76,13 +76,13 @@ def tensor_digest(tensors: Mapping[str, Tensor], about: object = None) -> str:
 
 @contextmanager
 def resumable(folder: str | Path | None, state: State, identity: dict[str, Any]) -> Iterator[Callable[[], None]]:
-    """No other run uses `folder` in this block, and `state` goes on from its checkpoint; yields what writes the next.
+    """A block in which a run owns `folder`: `state` is restored from its checkpoint; yields a function that saves.
 
-    `checkpoint.safetensors` is whole at any moment. Of several processes that share a run the first alone reads, writes
-    and holds the lock, and its errors are raised in all. Without a folder nothing is kept.
+    `checkpoint.safetensors` is whole at any moment. Of several processes that share a run, only the first reads, writes
+    and holds the lock; its errors are raised in all of them. Without a folder nothing is stored.
 
     Args:
-        identity: what else decides the run, in JSON types.
+        identity: all that determines the result of the run, in JSON types.
 
     Raises:
         RunFolderError: another process holds the folder, or it cannot be written.
@@ -115,7 +115,8 @@ def _lock(path: Path, stack: ExitStack) -> None:
     folder = path.parent
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        # The kernel releases the lock however the process ends. The file stays: removing it would be a race.
+        # The kernel releases the lock however the process ends. The file stays, as removing it could race with another
+        # process that has just opened it.
         lock = stack.enter_context(open(folder / "lock", "w"))  # noqa: SIM115
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         for half_written in folder.glob(f".{path.stem}-*{path.suffix}"):  # by a process that was killed
@@ -167,7 +168,7 @@ def _advice(state: State) -> str:
 
 @contextmanager
 def translate_peer_errors(state: State) -> Iterator[None]:
-    """Raises PeerStoppedError, saying what is kept, when another process of the run stops or cannot be reached."""
+    """Turns the error that follows when another process of the run stops into PeerStoppedError, with advice."""
     try:
         yield
     except RuntimeError as error:
