@@ -1,8 +1,10 @@
 """Variational auto-encoders with a certified lower bound of the ELBO (proVAE, arXiv 2004.10608)."""
 
+from paperlib.bounds.curves import concave, convex
 from paperlib.bounds.interval import Interval, interval_rule, propagate
+from paperlib.bounds.linear import LinearFunction, LinearRelaxation
 from paperlib.bounds.relaxation import relaxation_rule
-from paperlib.bounds.rounding import rounding_rule
+from paperlib.bounds.rounding import Rounding, rounding_rule
 from paperlib.certificates.api import certificate, elbo_bounds
 from paperlib.certificates.auto import Auto
 from paperlib.certificates.branch_and_bound import BranchAndBound
@@ -10,9 +12,11 @@ from paperlib.certificates.crown import Crown, CrownIBP
 from paperlib.certificates.evaluation import certify
 from paperlib.certificates.expected import certify_expected
 from paperlib.certificates.ibp import IBP
+from paperlib.certificates.likelihood_bounds import LikelihoodBounds, likelihood_bounds
+from paperlib.certificates.method import METHODS, Method
 from paperlib.data.datasets import load_dataset
 from paperlib.models.elbo import elbo
-from paperlib.models.likelihood import Bernoulli, Gaussian
+from paperlib.models.likelihood import Bernoulli, Gaussian, Likelihood
 from paperlib.models.vae import VAE, conv_vae, mlp_vae
 from paperlib.threats.attacks import fgsm, pgd
 from paperlib.threats.balls import LinfBall
@@ -25,6 +29,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "IBP",
+    "METHODS",
     "VAE",
     "Auto",
     "Bernoulli",
@@ -33,16 +38,25 @@ __all__ = [
     "CrownIBP",
     "Gaussian",
     "Interval",
+    "Likelihood",
+    "LikelihoodBounds",
+    "LinearFunction",
+    "LinearRelaxation",
     "LinfBall",
+    "Method",
+    "Rounding",
     "TrainConfig",
     "certificate",
     "certify",
     "certify_expected",
+    "concave",
     "conv_vae",
+    "convex",
     "elbo",
     "elbo_bounds",
     "fgsm",
     "interval_rule",
+    "likelihood_bounds",
     "load",
     "load_dataset",
     "mlp_vae",

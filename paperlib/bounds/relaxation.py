@@ -47,7 +47,7 @@ def _(layer: nn.ReLU | nn.LeakyReLU, box: Interval) -> LinearRelaxation:
     if leak > 1:
         function = partial(F.leaky_relu, negative_slope=leak)  # never in place
         return concave(function, lambda v: torch.where(v >= 0, torch.ones_like(v), leak), box)
-    # The layer is  leak * v + (1 - leak) * relu(v).  Below relu lies each line alpha * v with alpha in [0, 1]; where the
+    # The layer is  leak * v + (1 - leak) * relu(v).  Below relu lies each line alpha * v with alpha in [0, 1]; where a
     # unit's sign is fixed, alpha is 0 or 1. The initial alpha leaves the smaller area between line and relu.
     first, second, alpha = (v.detach().sign().clamp_(min=0) for v in (*box, box.lower + box.upper))
 

@@ -42,9 +42,9 @@ class Method(ABC):
         """The lower end of `bounds`, [batch]; methods for which one end costs less than both override it."""
         return self.bounds(vae, x, ball, noise, target, sound).lower
 
-    @abstractmethod
     def memory(self, vae: VAE, layer_sizes: Sequence[int]) -> MemoryUse:
-        """What `bounds` holds at its peak, from the numbers that each layer puts out for an image."""
+        """What `bounds` holds at its peak, from the numbers that each layer puts out for an image: a generous guess."""
+        return MemoryUse(per_image=64 * sum(layer_sizes), largest_batch=100)
 
 
 class TrainableMethod(Method):
