@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from time import perf_counter
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
 import torch
@@ -29,7 +29,7 @@ from paperlib.paper.tables import markdown
 from paperlib.runtime.device import tune_malloc
 from paperlib.runtime.progress import Progress
 from paperlib.runtime.rows import read_header, write_rows
-from scripts.bench_report import ratio_table, ratios, step_table
+from scripts.bench_report import device_table, ratio_table, ratios, step_table
 
 DATASET = "mnist5k"  # needs no network
 PRODUCT = re.compile("mm|conv")  # in torch's names of matrix products and convolutions
@@ -41,6 +41,8 @@ class BenchmarkOptions:
 
     quick: bool = False
     """Tiny and in seconds, into build/: shows that the benchmark runs, and measures nothing."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """cuda writes rows alone: targets, shares and the figure are for the CPU."""
 
 
 @dataclass(frozen=True)
@@ -83,16 +85,19 @@ class BenchmarkCase:
 
 def _clock(call: Callable[[], object], repeats: int) -> float:
     call()  # brings its own weights back into the caches
+    wait = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
+    wait()
     begin = perf_counter()
     for _ in range(repeats):
         call()
+    wait()
     return (perf_counter() - begin) / repeats
 
 
 def step(vae: VAE, x: Tensor, ball: LinfBall, kappa: float, bound: str = "ibp") -> Callable[[], None]:
     """One step of `train`, on weights of its own that stay as they are, so that each round does the same work."""
     vae = copy.deepcopy(vae).train()
-    noise = torch.randn(len(x), vae.latent_dim)
+    noise = torch.randn(len(x), vae.latent_dim, device=x.device)
     optimizer = torch.optim.Adam(vae.parameters(), lr=0.0, fused=True)
 
     def call() -> None:
@@ -112,7 +117,9 @@ def products(vae: VAE, batch: int, passes: int, backward_passes: int = 0) -> Cal
     """
     forward, backward = [], []
     for layer in (module for module in vae.modules() if isinstance(module, nn.Linear)):
-        x, gradient, weight = torch.rand(batch, layer.in_features), torch.rand(batch, layer.out_features), layer.weight
+        weight, where = layer.weight, layer.weight.device
+        x = torch.rand(batch, layer.in_features, device=where)
+        gradient = torch.rand(batch, layer.out_features, device=where)
         forward.append((x, weight.detach().T))
         backward += [(gradient, weight.detach()), (gradient.T, x)]
     # The network's input needs no gradient, but backward substitution goes down to it, by products of the same shapes.
@@ -125,10 +132,11 @@ def products(vae: VAE, batch: int, passes: int, backward_passes: int = 0) -> Cal
     return call
 
 
-def cases(sizes: BenchmarkSizes) -> list[BenchmarkCase]:
+def cases(sizes: BenchmarkSizes, device: str = "cpu") -> list[BenchmarkCase]:
     data = load_dataset(DATASET)
-    ball, vae, conv = data.ball(sizes.eps), mlp_vae(data.shape, hidden=(sizes.hidden,)), conv_vae()
-    x, pictures = data.x[: sizes.batch], data.x[: sizes.conv_batch].view(-1, 1, 28, 28)
+    digits, ball = data.x.to(device), data.ball(sizes.eps)
+    vae, conv = mlp_vae(data.shape, hidden=(sizes.hidden,)).to(device), conv_vae().to(device)
+    x, pictures = digits[: sizes.batch], digits[: sizes.conv_batch].view(-1, 1, 28, 28)
     # kappa, bound, and what passes through the network: the input, or centre and radius of its box, or all three
     steps: dict[str, tuple[float, str, int]] = {
         "VAE": (1.0, "ibp", 1),
@@ -144,12 +152,12 @@ def cases(sizes: BenchmarkSizes) -> list[BenchmarkCase]:
         found.append(BenchmarkCase("products", name, bare, sizes.repeats))
     for name, kappa in (("conv VAE", 1.0), ("conv proVAE kappa=0", 0.0)):
         found.append(BenchmarkCase("step", name, step(conv, pictures, ball, kappa), sizes.repeats))
-    return found + per_image(vae.in_float64(), data.x[: sizes.images].double(), ball, sizes)
+    return found + per_image(vae.in_float64(), digits[: sizes.images].double(), ball, sizes)
 
 
 def per_image(vae: VAE, x: Tensor, ball: LinfBall, sizes: BenchmarkSizes) -> list[BenchmarkCase]:
     """Clean ELBO, a step of the attack and each certificate, as `certify` computes them."""
-    noise = torch.randn(len(x), vae.latent_dim, dtype=x.dtype)
+    noise = torch.randn(len(x), vae.latent_dim, dtype=x.dtype, device=x.device)
     quietly = torch.no_grad()
 
     def certified(name: str, images: int, method: str | Method) -> BenchmarkCase:
@@ -209,11 +217,16 @@ def main(options: BenchmarkOptions) -> None:
     torch.manual_seed(0)
     tune_malloc()  # as the processes of experiments and commands do
     sizes = QUICK if options.quick else BenchmarkSizes()
-    every = cases(sizes)
-    begin = perf_counter()
-    rows, shares = measure(every, sizes), profiled(every)
-
+    every = cases(sizes, options.device)
     results = Results(*(("smoke", DATASET) if options.quick else ("paper", "mnist")), recompute=True)  # where to write
+    begin = perf_counter()
+    rows = measure(every, sizes)
+    if options.device == "cuda":
+        path = results.target / "data" / "00_cost_cuda.csv"
+        write_rows(path, rows, asdict(sizes), data_origin(DATASET), perf_counter() - begin)
+        print(f"{markdown(device_table(rows))}\n\nrows are in {path}")
+        return
+    shares = profiled(every)
     seconds = perf_counter() - begin
     for name, frame in (("00_cost", rows), ("00_profile", shares)):
         path = results.target / "data" / f"{name}.csv"

@@ -73,3 +73,17 @@ def step_table(rows: pd.DataFrame, profiled: pd.DataFrame) -> pd.DataFrame:
             }
         )
     return pd.DataFrame(table)
+
+
+def device_table(rows: pd.DataFrame) -> pd.DataFrame:
+    """A row for each training step and for each work on an image: milliseconds, medians over the rounds."""
+    seconds = by_round(rows)
+    table = [
+        {"what": f"training step, {name}", "ms": f"{1e3 * seconds['step', name].median():.2f}"}
+        for name in seconds["step"].columns
+    ]
+    table += [
+        {"what": f"an image, {name} (float64)", "ms": f"{1e3 * seconds['image', name].median():.3f}"}
+        for name in seconds["image"].columns
+    ]
+    return pd.DataFrame(table)
