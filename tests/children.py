@@ -10,11 +10,13 @@ from functools import cache
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 IMPORTED = ["torch._dynamo", "test_resume", "test_distributed"]  # Adam imports the first when it is made
+THEIR_FOLDER = Path(__file__).with_name("training")  # not in sys.path when other tests run alone
 
 
 @dataclass
@@ -57,7 +59,7 @@ def _server() -> Any:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(IMPORTED)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+        patch.setenv("PYTHONPATH", os.pathsep.join([*sys.path, str(THEIR_FOLDER)]))
         patch.setenv("OMP_NUM_THREADS", "1")
         patch.setenv("PAPERLIB_LOG", os.devnull)
         forkserver.ensure_running()

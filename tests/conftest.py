@@ -13,8 +13,12 @@ from hypothesis import settings
 
 # A wrong word must meet the library's own message, so beartype takes any string for each Literal in the sources.
 _SOURCES = (Path(__file__).parents[1] / "paperlib").rglob("*.py")
-_CHOICES = [words for source in _SOURCES for words in re.findall(r"Literal\[(.*?)\]", source.read_text(), re.DOTALL)]
-_WORDS = FrozenDict({Literal[ast.literal_eval(f"({words},)")]: str for words in _CHOICES})
+_LITERALS = [
+    words
+    for source in _SOURCES
+    for words in re.findall(r"Literal\[(.*?)\]", source.read_text(encoding="utf-8"), re.DOTALL)
+]
+_WORDS = FrozenDict({Literal[ast.literal_eval(f"({words},)")]: str for words in _LITERALS})
 beartype_package(
     "paperlib", conf=BeartypeConf(hint_overrides=_WORDS, is_pep484_tower=True)
 )  # before the first import of paperlib

@@ -1,5 +1,6 @@
 """The benchmark measures what it names and judges its ratios honestly, however fast the machine is."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,11 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from paperlib import LinfBall, mlp_vae
+from paperlib.data.datasets import data_origin
 from paperlib.runtime.rows import read_header, read_rows, write_rows
 from scripts import bench, readme
-from scripts.bench import QUICK, Contestant, Options
-from scripts.bench_report import TARGETS, ratio_table, ratios, step_table
+from scripts.bench import QUICK, BenchmarkCase, BenchmarkOptions, BenchmarkSizes
+from scripts.bench_report import TARGETS, device_table, ratio_table, ratios, step_table
 
 # Rows by hand: a round in which everything takes three times as long changes no ratio.
 
@@ -46,11 +48,11 @@ def rows() -> pd.DataFrame:
 
 
 def test_ratios_are_medians_over_rounds_in_which_a_busy_machine_slows_all_alike() -> None:
-    found = ratios(rows())
-    assert found["label"].tolist() == [target.label for target in TARGETS]
+    table = ratios(rows())
+    assert table["label"].tolist() == [target.label for target in TARGETS]
     for column in ("low", "median", "high"):
-        assert found[column].tolist()[:-1] == pytest.approx(EXPECTED)
-    assert found.iloc[-1][["low", "median", "high"]].tolist() == pytest.approx([5.0, 5.0, 10.0]), "milliseconds"
+        assert table[column].tolist()[:-1] == pytest.approx(EXPECTED)
+    assert table.iloc[-1][["low", "median", "high"]].tolist() == pytest.approx([5.0, 5.0, 10.0]), "milliseconds"
 
 
 def test_a_target_is_met_up_to_itself_and_missed_above_whatever_is_printed() -> None:
@@ -73,7 +75,15 @@ def test_steps_are_shown_in_plain_steps_of_their_own_architecture() -> None:
     assert [last[part] for part in ("matrix products", "elementwise", "other")] == ["50%", "30%", "20%"]
 
 
-# What takes part
+def test_on_another_device_each_step_and_each_work_on_an_image_is_in_milliseconds() -> None:
+    table = device_table(rows())
+    shown = dict(zip(table["what"], table["ms"], strict=True))
+    assert shown["training step, conv proVAE kappa=0"] == "60.00"
+    assert shown["an image, crown-ibp (float64)"] == "0.400"
+    assert len(shown) == len(table) == sum(kind != "products" for kind, _ in SECONDS)
+
+
+# The cases
 
 
 class Multiplications(TorchDispatchMode):
@@ -97,21 +107,21 @@ def multiplications(call: Callable[[], object]) -> int:
 
 
 @pytest.fixture(scope="module")
-def taking_part() -> list[Contestant]:
-    return bench.contestants(QUICK)
+def cases() -> list[BenchmarkCase]:
+    return bench.cases(QUICK)
 
 
-@pytest.mark.parametrize(("passes", "forms"), [(1, 0), (2, 0), (3, 0), (2, 1)])
-def test_bare_products_are_three_a_layer_but_for_the_networks_input(passes: int, forms: int) -> None:
+@pytest.mark.parametrize(("passes", "backward_passes"), [(1, 0), (2, 0), (3, 0), (2, 1)])
+def test_bare_products_are_three_a_layer_but_for_the_networks_input(passes: int, backward_passes: int) -> None:
     vae, batch = mlp_vae((12,), hidden=(5,), latent_dim=2), 3
     first, *others = 12 * 5, 5 * 4, 2 * 5, 5 * 12
-    expected = batch * (passes * (2 * first + 3 * sum(others)) + forms * 3 * (first + sum(others)))
-    assert multiplications(bench.products(vae, batch, passes, forms)) == expected
+    expected = batch * (passes * (2 * first + 3 * sum(others)) + backward_passes * 3 * (first + sum(others)))
+    assert multiplications(bench.products(vae, batch, passes, backward_passes)) == expected
 
 
-def test_a_step_does_its_bare_products_and_no_other(taking_part: list[Contestant]) -> None:
-    bare = {one.name: multiplications(one.call) for one in taking_part if one.kind == "products"}
-    done = {one.name: multiplications(one.call) for one in taking_part if one.kind == "step" and one.name in bare}
+def test_a_step_does_its_bare_products_and_no_other(cases: list[BenchmarkCase]) -> None:
+    bare = {one.name: multiplications(one.call) for one in cases if one.kind == "products"}
+    done = {one.name: multiplications(one.call) for one in cases if one.kind == "step" and one.name in bare}
     assert done == bare and len(bare) == 5
 
 
@@ -134,14 +144,14 @@ def test_a_step_trains_as_train_does_and_leaves_the_weights_as_they_are(monkeypa
     assert all(int(state["step"]) == 2 for state in optimizer.state.values())
 
 
-def test_a_contestant_is_warmed_up_and_its_time_divided(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_case_is_warmed_up_and_its_time_divided(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
     monkeypatch.setattr(bench, "perf_counter", lambda: now[0])
 
     def spend(seconds: float) -> None:
         now[0] += seconds
 
-    one = Contestant("image", "attack step", lambda: spend(7.0), repeats=2, count=5, less=lambda: spend(2.0))
+    one = BenchmarkCase("image", "attack step", lambda: spend(7.0), repeats=2, count=5, less=lambda: spend(2.0))
     assert one.seconds() == 1.0
     assert now[0] == 3 * 7.0 + 3 * 2.0
 
@@ -150,17 +160,17 @@ def test_all_take_turns_and_no_round_begins_late(monkeypatch: pytest.MonkeyPatch
     now, order = [0.0], []
     monkeypatch.setattr(bench, "perf_counter", lambda: now[0])
 
-    def taking(name: str) -> Contestant:
+    def taking(name: str) -> BenchmarkCase:
         def call() -> None:
             now[0] += 1.0
             order.append(name)
 
-        return Contestant("step", name, call)
+        return BenchmarkCase("step", name, call)
 
-    found = bench.measure([taking("a"), taking("b")], bench.Sizes(rounds=9, seconds=10.0))
+    measured = bench.measure([taking("a"), taking("b")], BenchmarkSizes(rounds=9, seconds=10.0))
     assert order == ["a", "a", "b", "b"] * 3  # the third round begins at 8 seconds and ends at 12
-    assert found[["round", "name"]].to_numpy().tolist() == [[n, name] for n in range(3) for name in "ab"]
-    assert (found["seconds"] == 1).all()
+    assert measured[["round", "name"]].to_numpy().tolist() == [[n, name] for n in range(3) for name in "ab"]
+    assert (measured["seconds"] == 1).all()
 
 
 # All of it, small
@@ -170,7 +180,7 @@ def test_the_benchmark_writes_rows_and_figure_and_prints_each_ratio_beside_its_t
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("PAPERLIB_STAGING", str(tmp_path))
-    bench.main(Options(quick=True))
+    bench.main(BenchmarkOptions(quick=True))
     printed = capsys.readouterr().out
     for target in TARGETS:
         (line,) = [line for line in printed.splitlines() if line.startswith(f"| {target.label} ")]
@@ -181,10 +191,10 @@ def test_the_benchmark_writes_rows_and_figure_and_prints_each_ratio_beside_its_t
     header = read_header(data / "00_cost.csv")
     assert header["dataset"] == "mnist5k" and {"processor", "threads", "checksum"} <= header.keys()
     assert header["config"] == bench.asdict(QUICK)
-    found, shares = read_rows(data / "00_cost.csv"), read_rows(data / "00_profile.csv")
-    assert found.groupby("round").size().tolist() == [17] * QUICK.rounds
-    assert not found.duplicated(["kind", "name", "round"]).any()
-    steps = found.loc[found["kind"] == "step", "name"].unique().tolist()
+    measured, shares = read_rows(data / "00_cost.csv"), read_rows(data / "00_profile.csv")
+    assert measured.groupby("round").size().tolist() == [17] * QUICK.rounds
+    assert not measured.duplicated(["kind", "name", "round"]).any()
+    steps = measured.loc[measured["kind"] == "step", "name"].unique().tolist()
     assert shares["name"].tolist() == steps and len(steps) == 7
     parts = shares[["products", "elementwise", "other"]]
     assert (parts > 0).to_numpy().all() and parts.sum(axis=1).to_numpy() == pytest.approx(1)
@@ -194,9 +204,35 @@ def test_the_benchmark_writes_rows_and_figure_and_prints_each_ratio_beside_its_t
     assert b"Software" not in png and b"CreationDate" not in pdf
 
 
+def test_on_cuda_the_benchmark_writes_rows_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    devices: list[str] = []
+
+    def fake(_: BenchmarkSizes, device: str) -> list[BenchmarkCase]:
+        devices.append(device)
+        return [BenchmarkCase("step", "VAE", lambda: None), BenchmarkCase("image", "ibp", lambda: None)]
+
+    monkeypatch.setenv("PAPERLIB_STAGING", str(tmp_path))
+    monkeypatch.setattr(bench, "cases", fake)
+    bench.main(BenchmarkOptions(quick=True, device="cuda"))
+    assert devices == ["cuda"]
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert [path.name for path in files] == ["00_cost_cuda.csv"], "no figure, no shares"
+    assert read_rows(files[0])["name"].tolist() == ["VAE", "ibp"] * QUICK.rounds
+    printed = capsys.readouterr().out
+    assert "| training step, VAE " in printed and "| an image, ibp (float64) " in printed
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_the_cases_run_on_cuda() -> None:
+    for one in bench.cases(QUICK, "cuda"):
+        assert math.isfinite(one.seconds())
+
+
 def test_the_block_of_the_readme_says_where_it_was_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_rows(tmp_path / "00_cost.csv", rows(), {}, dataset="mnist5k")
-    write_rows(tmp_path / "00_profile.csv", SHARES, {}, dataset="mnist5k")
+    write_rows(tmp_path / "00_cost.csv", rows(), {}, data_origin("mnist5k"), 1.0)
+    write_rows(tmp_path / "00_profile.csv", SHARES, {}, data_origin("mnist5k"), 1.0)
     monkeypatch.setattr(readme, "DATA", tmp_path)
     first, second, note = readme.cost_block().split("\n\n")
     assert first.count("\n") == 1 + len(TARGETS) and "3.10 [3.10, 3.10]" in first and "missed" in first

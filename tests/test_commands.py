@@ -1,7 +1,8 @@
-"""The command lines: what they write and print, what their help says, and how they end when something is wrong."""
+"""The command line: what its commands write and print, what their help says, how they end when something is wrong."""
 
 import fcntl
 import os
+import re
 import runpy
 import signal
 import subprocess
@@ -15,15 +16,12 @@ import pandas as pd
 import pytest
 import torch
 
-from paperlib import TrainConfig, certify, load, load_dataset, save
-from paperlib.__main__ import Attack, Certify, Command, Sweep, Train, main
-from paperlib.certificates.evaluation import chunk_size, evaluation_noise
-from paperlib.paper.mnist_training import NOISE_SEED
+from paperlib import Crown, CrownIBP, TrainConfig, certify, load, load_dataset, save
+from paperlib.__main__ import COMMANDS, main
+from paperlib.certificates.evaluation import NOISE_SEED, chunk_size, evaluation_noise
+from paperlib.certificates.method import METHODS
 from paperlib.runtime.numbers import rounded_down
 from paperlib.runtime.rows import read_header, read_rows
-
-noise_of_experiments = evaluation_noise  # by this name it is no test
-del evaluation_noise
 
 CONFIG = TrainConfig("two-moons", (2,), (16,), latent_dim=4, likelihood="gaussian", steps=20, batch_size=64, eps=0.05)
 PLANE = ["--dataset", "two-moons", "--data-shape", "2", "--likelihood", "gaussian"]
@@ -44,10 +42,10 @@ def model(here: Path) -> Path:
     return path
 
 
-def status(command: type[Command], *flags: object) -> Any:
-    """How the command ends; an error message counts as 1, as Python prints it and ends with that."""
-    with patch.object(sys, "argv", ["command", *map(str, flags)]), pytest.raises(SystemExit) as ended:
-        main(command)
+def status(*args: object) -> Any:
+    """How a command ends; an error message counts as 1, as Python prints it and ends with that."""
+    with pytest.raises(SystemExit) as ended:
+        main([str(arg) for arg in args])
     if isinstance(ended.value.code, str):
         print(ended.value.code, file=sys.stderr)
         return 1
@@ -55,7 +53,7 @@ def status(command: type[Command], *flags: object) -> Any:
 
 
 def test_train_keeps_model_and_history_under_the_digest(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert status(Train, *FLAGS) == 0
+    assert status("train", *FLAGS) == 0
     folder = here / "runs" / CONFIG.digest
     history = read_rows(folder / "history.csv", CONFIG.as_dict())
     assert history["step"].tolist() == [20]
@@ -73,12 +71,12 @@ def test_train_keeps_model_and_history_under_the_digest(here: Path, capsys: pyte
     assert last.endswith(f"see {Path('runs') / CONFIG.digest / 'model.safetensors'} and history.csv")
 
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    assert status(Train, *FLAGS) == 0
+    assert status("train", *FLAGS) == 0
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before, "a finished run is left as it is"
 
 
 def test_every_field_of_the_configuration_is_a_flag(capsys: pytest.CaptureFixture[str]) -> None:
-    for command in (Train, Sweep):
+    for command in ("train", "sweep"):
         assert status(command, "--help") == 0
         text = capsys.readouterr().out
         for name in CONFIG.as_dict():
@@ -88,13 +86,14 @@ def test_every_field_of_the_configuration_is_a_flag(capsys: pytest.CaptureFixtur
 @pytest.mark.parametrize(
     ("command", "words"),
     [
-        (Train, ["python -m paperlib.train", "torchrun --nproc-per-node N", "--folder", "pixels in [0, 1]"]),
-        (Attack, ["python -m paperlib.attack", "MODEL.safetensors", "--restarts", "--draws", "no guarantee"]),
-        (Certify, ["python -m paperlib.certify", "--method {ibp,crown-ibp,crown,exact,best}", "--sound", "torchrun"]),
-        (Sweep, ["python -m paperlib.sweep", "--jobs", "--cluster", "[{ibp,crown-ibp} ...]", "see the folder"]),
+        ("train", ["python -m paperlib train", "torchrun --nproc-per-node N", "--folder", "pixels in [0, 1]"]),
+        ("attack", ["python -m paperlib attack", "MODEL.safetensors", "--restarts", "--draws", "no guarantee"]),
+        ("certify", ["python -m paperlib certify", "--method {ibp,crown-ibp,crown,exact,best}", "--sound", "torchrun"]),
+        ("certify", ["--alpha-steps"]),
+        ("sweep", ["python -m paperlib sweep", "--jobs", "--cluster", "[{ibp,crown-ibp} ...]", "see the folder"]),
     ],
 )
-def test_help_says_what_there_is(command: type[Command], words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_says_what_there_is(command: str, words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert status(command, "--help") == 0
     text = " ".join(capsys.readouterr().out.replace("│", " ").split())
     assert [word for word in words if word not in text] == []
@@ -102,24 +101,35 @@ def test_help_says_what_there_is(command: type[Command], words: list[str], capsy
 
 @pytest.mark.filterwarnings("ignore:'paperlib.* found in sys.modules:RuntimeWarning")
 @pytest.mark.parametrize("name", ["train", "attack", "certify", "sweep"])
-def test_each_module_runs_its_own_command(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with patch.object(sys, "argv", ["module", "--help"]), pytest.raises(SystemExit) as ended:
-        runpy.run_module(f"paperlib.{name}", run_name="__main__")
+def test_the_package_runs_each_command_by_its_name(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with patch.object(sys, "argv", ["module", name, "--help"]), pytest.raises(SystemExit) as ended:
+        runpy.run_module("paperlib", run_name="__main__")
     assert ended.value.code == 0
-    assert capsys.readouterr().out.startswith(f"usage: python -m paperlib.{name} ")
+    assert capsys.readouterr().out.startswith(f"usage: python -m paperlib {name} ")
+
+
+def test_without_a_command_or_with_an_unknown_one_all_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert list(COMMANDS) == ["train", "attack", "certify", "sweep"]
+    for args, code in (([], 2), (["prove"], 2), (["--help"], 0)):
+        assert status(*args) == code
+        printed = capsys.readouterr()
+        text = printed.err if code else printed.out
+        assert [name for name in COMMANDS if name not in text] == [] and "Traceback" not in text
 
 
 def test_certify_writes_its_rows_beside_the_model_and_prints_their_means(
     model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     noisy = ["--draws", 2, "--noise-seed", 5, "--target", "clean"]
-    assert status(Certify, model, "--eps", 0.02, "--images", 9, *noisy, "--method", "crown-ibp", "--steps", 1) == 0
+    assert (
+        status("certify", model, "--eps", 0.02, "--images", 9, *noisy, "--method", "crown-ibp", "--alpha-steps", 1) == 0
+    )
     path = model.with_name("model_crown-ibp_0.02.csv")
-    found = read_rows(path)
+    rows = read_rows(path)
     test = load_dataset("two-moons", "test")
     noise, ball = evaluation_noise(9, 4, draws=2, seed=5), test.ball(0.02)
-    expected = certify(load(model), test.x[:9], ball, noise, target="clean", method="crown-ibp", steps=1)
-    pd.testing.assert_frame_equal(found, expected, check_exact=True)
+    expected = certify(load(model), test.x[:9], ball, noise, target="clean", method=CrownIBP(alpha_steps=1))
+    pd.testing.assert_frame_equal(rows, expected, check_exact=True)
     config = read_header(path)["config"]
     assert config["model"] == CONFIG.as_dict()
     assert {name: config[name] for name in ("dataset", "eps", "images", "draws", "noise_seed", "target", "attack")} == {
@@ -131,9 +141,8 @@ def test_certify_writes_its_rows_beside_the_model_and_prints_their_means(
         "target": "clean",
         "attack": None,
     }
-    assert {name: config[name] for name in ("method", "steps", "sound")} == {
-        "method": "crown-ibp",
-        "steps": 1,
+    assert {name: config[name] for name in ("method", "sound")} == {
+        "method": {"name": "CrownIBP", "alpha_steps": 1},
         "sound": False,
     }
     mean = expected.groupby("index")[["clean", "log_likelihood", "kl", "certified"]].mean()
@@ -147,7 +156,7 @@ def test_certify_writes_its_rows_beside_the_model_and_prints_their_means(
 
 
 def test_attack_writes_rows_between_clean_and_certified(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    attack = [Attack, model, "--eps", 0.1, "--images", 5, "--steps", 1, "--restarts", 2]
+    attack = ["attack", model, "--eps", 0.1, "--images", 5, "--steps", 1, "--restarts", 2]
     for name in ("sub/rows.csv", "sub/again.csv"):
         assert status(*attack, "--output", name) == 0
     rows = read_rows("sub/rows.csv")
@@ -157,8 +166,42 @@ def test_attack_writes_rows_between_clean_and_certified(model: Path, capsys: pyt
     pd.testing.assert_frame_equal(read_rows("sub/again.csv"), rows, check_exact=True)  # the random starts are seeded
 
 
-def test_the_noise_is_that_of_the_experiments() -> None:
-    assert torch.equal(evaluation_noise(7, 4, draws=2), noise_of_experiments(7, 4, draws=2)) and NOISE_SEED == 1
+@pytest.mark.parametrize("method", ["ibp", "exact", "best"])
+def test_steps_for_alpha_are_refused_by_methods_without_them(
+    method: str, model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for steps in (0, 3):
+        flags = ["--eps", 0.02, "--images", 2, "--method", method, "--alpha-steps", steps]
+        assert status("certify", model, *flags) == 1
+        assert one_line(capsys) == f"error: --alpha-steps is for crown-ibp and crown, not for {method}\n"
+    assert list(model.parent.glob("*.csv")) == []
+
+
+@pytest.mark.parametrize(("flags", "steps"), [([], 0), (["--alpha-steps", 2], 2)])
+def test_steps_for_alpha_reach_crown(flags: list[object], steps: int, model: Path) -> None:
+    assert status("certify", model, "--eps", 0.02, "--images", 2, "--method", "crown", *flags) == 0
+    path = model.with_name("model_crown_0.02.csv")
+    test = load_dataset("two-moons", "test")
+    expected = certify(load(model), test.x[:2], test.ball(0.02), evaluation_noise(2, 4), method=Crown(steps))
+    pd.testing.assert_frame_equal(read_rows(path), expected, check_exact=True)
+    assert read_header(path)["config"]["method"] == {"name": "Crown", "alpha_steps": steps}
+
+
+def test_every_method_is_offered_and_runs(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert status("certify", "--help") == 0
+    offered = re.search(r"--method \{(.*?)\}", capsys.readouterr().out)
+    assert offered is not None and sorted(offered[1].split(",")) == sorted(METHODS)
+    for method in METHODS:
+        assert status("certify", model, "--eps", 0.02, "--images", 2, "--method", method) == 0
+        assert f"{CONFIG.digest}: {method} at eps 0.02, 2 test images of two-moons" in capsys.readouterr().out
+
+
+def test_the_noise_is_that_of_the_experiments(model: Path) -> None:
+    assert NOISE_SEED == 1
+    draws = [torch.randn(10_000, 4, generator=torch.Generator().manual_seed(seed))[:7] for seed in (1, 2)]
+    assert torch.equal(evaluation_noise(7, 4, draws=2), torch.stack(draws))
+    assert status("certify", model, "--eps", 0.02, "--images", 2) == 0
+    assert read_header(model.with_name("model_ibp_0.02.csv"))["config"]["noise_seed"] == NOISE_SEED
 
 
 def one_line(capsys: pytest.CaptureFixture[str]) -> str:
@@ -180,24 +223,24 @@ def one_line(capsys: pytest.CaptureFixture[str]) -> str:
 def test_train_ends_with_one_line_for_what_cannot_be_trained(
     flags: list[str], words: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert status(Train, *FLAGS, *flags) == 1
+    assert status("train", *FLAGS, *flags) == 1
     assert words in one_line(capsys)
 
 
 def test_train_refuses_the_folder_of_another_run(capsys: pytest.CaptureFixture[str]) -> None:
-    assert status(Train, *FLAGS, "--folder", "mine") == 0
+    assert status("train", *FLAGS, "--folder", "mine") == 0
     capsys.readouterr()
-    assert status(Train, *FLAGS, "--folder", "mine", "--seed", 7) == 1
+    assert status("train", *FLAGS, "--folder", "mine", "--seed", 7) == 1
     assert "was made by another configuration: seed: found 0, wanted 7" in one_line(capsys)
     with open("mine/lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        assert status(Train, *FLAGS, "--folder", "mine") == 1
+        assert status("train", *FLAGS, "--folder", "mine") == 1
     assert "another process trains in mine" in one_line(capsys)
 
 
-@pytest.mark.parametrize("command", [Attack, Certify])
+@pytest.mark.parametrize("command", ["attack", "certify"])
 def test_a_model_that_cannot_be_measured_is_one_line(
-    command: type[Command], model: Path, capsys: pytest.CaptureFixture[str]
+    command: str, model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     damaged = model.with_name("damaged.safetensors")
     damaged.write_bytes(model.read_bytes()[:-9])
@@ -217,17 +260,17 @@ def test_a_model_that_cannot_be_measured_is_one_line(
 
 @pytest.mark.parametrize("flags", [["--eps", "-1"], ["--steps", "1.5"], ["--bound", "crown"], ["--stepps", "3"]])
 def test_flags_that_make_no_sense_are_named(flags: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    assert status(Train, *flags) == 2
+    assert status("train", *flags) == 2
     error = capsys.readouterr().err
     assert flags[0].strip("-") in error and "Traceback" not in error
 
 
 def test_sweep_takes_several_values_of_every_field_but_shapes(capsys: pytest.CaptureFixture[str]) -> None:
     flags = [*BASE, "--eps", "0.05", "0.1", "--seed", "0", "1", "--hidden", "16", "8", "--images", "6"]
-    assert status(Sweep, *flags, "--jobs", 0, "--folder", "grid") == 1
+    assert status("sweep", *flags, "--jobs", 0, "--folder", "grid") == 1
     assert "jobs must be at least 1" in one_line(capsys)
-    with patch("paperlib.sweep.sweep", return_value=ROWS) as sweep:
-        assert status(Sweep, *flags, "--jobs", 3, "--folder", "grid") == 0
+    with patch("paperlib.training.sweep.sweep", return_value=ROWS) as sweep:
+        assert status("sweep", *flags, "--jobs", 3, "--folder", "grid") == 0
     (configs, folder), how = sweep.call_args
     assert [(c.eps, c.seed) for c in configs] == [(0.05, 0), (0.05, 1), (0.1, 0), (0.1, 1)]
     assert {c.hidden for c in configs} == {(16, 8)} and {c.steps for c in configs} == {20}
@@ -260,7 +303,7 @@ def started(*command: object, **how: Any) -> subprocess.Popen[str]:
 
 
 def test_an_interrupt_is_one_line_and_the_run_goes_on(here: Path) -> None:
-    with started("-m", "paperlib.train", *FLAGS, "--steps", 1_000_000) as train:
+    with started("-m", "paperlib", "train", *FLAGS, "--steps", 1_000_000) as train:
         assert train.stdout is not None
         assert train.stdout.readline().startswith("training ")
         while not list(here.glob("runs/*/checkpoint.safetensors")):
@@ -276,8 +319,8 @@ def test_torchrun_shares_the_images_and_writes_once(model: Path) -> None:
     memory = 4e-5
     assert chunk_size(CONFIG.build(), torch.zeros(1, 2), torch.zeros(1, 4), "ibp", memory) < 10
     flags = [model, "--eps", 0.05, "--images", 30, "--memory", memory]
-    assert status(Certify, *flags, "--output", "alone.csv") == 0
-    run = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "paperlib.certify"]
+    assert status("certify", *flags, "--output", "alone.csv") == 0
+    run = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "paperlib", "certify"]
     with started(*run, *flags, "--output", "shared.csv") as shared:
         output, error = shared.communicate(timeout=300)
     assert shared.returncode == 0, error
@@ -289,7 +332,8 @@ def test_torchrun_shares_the_images_and_writes_once(model: Path) -> None:
 IMPORTS = """
 import sys
 import paperlib
-print(*{"tyro", "ray", "pebble", "matplotlib", "paperlib.commands"} & set(sys.modules))
+others = {"tyro", "ray", "pebble", "torchvision", "mlxtend", "matplotlib", "paperlib.__main__", "paperlib.paper"}
+print(*others & set(sys.modules))
 """
 
 

@@ -24,6 +24,7 @@ from packaging.markers import default_environment
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
+from test_rooms import imported, modules
 
 ROOT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent
@@ -38,11 +39,21 @@ def read(name: str) -> str:
 
 
 PROJECT = tomllib.loads(read("pyproject.toml"))
-RUNTIME = [Requirement(text) for text in PROJECT["project"]["dependencies"]]
-TEST = [Requirement(text) for text in PROJECT["project"]["optional-dependencies"]["test"]]
-CLUSTER = [Requirement(text) for text in PROJECT["project"]["optional-dependencies"]["cluster"]]
+EXTRAS = PROJECT["project"]["optional-dependencies"]
+
+
+def declared(*extras: str) -> list[Requirement]:
+    """The core dependencies and those of some extras, in which the project's own name stands for another extra."""
+    requirements = [Requirement(text) for text in PROJECT["project"]["dependencies"]]
+    for requirement in (Requirement(text) for extra in extras for text in EXTRAS[extra]):
+        own = requirement.name == PROJECT["project"]["name"]
+        requirements += declared(*requirement.extras) if own else [requirement]
+    return [*dict.fromkeys(requirements)]
+
+
+CORE, PAPER = declared(), declared("paper")
 BUILD = [Requirement(text) for text in PROJECT["build-system"]["requires"]]
-DIRECT = RUNTIME + TEST + BUILD
+DIRECT = [*dict.fromkeys(declared(*EXTRAS) + BUILD)]
 PYTHONS = [version for version in MINORS if version in SpecifierSet(PROJECT["project"]["requires-python"])]
 
 LOCK_LINES = [line for line in read("requirements.lock").splitlines() if line and not line.startswith("#")]
@@ -76,7 +87,7 @@ def test_installed_is_locked() -> None:
 @pytest.mark.parametrize(("platform", "not_locked"), [("linux", set()), ("darwin", {"appnope"})])
 def test_lock_is_closed(platform: str, not_locked: set[str], python: str) -> None:
     """Whatever a locked distribution needs, on each Python, is locked and of a version that it accepts."""
-    reached = _closure(platform, python)
+    reached = _closure(tuple(DIRECT), platform, python)
     assert set(reached) - set(LOCK) == not_locked
     bad = [
         f"{requirer} needs {requirement}, the lock has {LOCK[name]}"
@@ -88,14 +99,14 @@ def test_lock_is_closed(platform: str, not_locked: set[str], python: str) -> Non
 
 
 def test_lock_holds_nothing_else() -> None:
-    reached = {name for python in PYTHONS for name in _closure("linux", python)}
+    reached = {name for python in PYTHONS for name in _closure(tuple(DIRECT), "linux", python)}
     assert set(LOCK) - reached == set()
 
 
 def test_left_out_of_the_lock_are_torchs_own_only() -> None:
     assert [name for name in LOCK if BY_TORCH.fullmatch(name)] == []
     needs = {requirer: _requirements(requirer, set(), default_environment()) for requirer in LOCK}
-    requirers = {name for name, found in needs.items() if any(BY_TORCH.fullmatch(r.name.lower()) for r in found)}
+    requirers = {name for name, needed in needs.items() if any(BY_TORCH.fullmatch(r.name.lower()) for r in needed)}
     assert requirers <= {"torch"}
 
 
@@ -111,14 +122,14 @@ def _requirements(name: str, extras: set[str], environment: Mapping[str, str]) -
     """What the installed distribution needs in `environment`, with these of its extras; nothing if not installed."""
     if _version(name) is None:
         return []
-    found = [Requirement(text) for text in importlib.metadata.requires(name) or []]
+    named = [Requirement(text) for text in importlib.metadata.requires(name) or []]
     wanted = [{**environment, "extra": extra} for extra in ("", *extras)]
-    return [r for r in found if r.marker is None or any(r.marker.evaluate(e) for e in wanted)]
+    return [r for r in named if r.marker is None or any(r.marker.evaluate(e) for e in wanted)]
 
 
 @functools.cache
-def _closure(platform: str, python: str) -> dict[str, list[tuple[str, Requirement]]]:
-    """All that is needed, directly or not: name -> who needs it and how."""
+def _closure(direct: tuple[Requirement, ...], platform: str, python: str) -> dict[str, list[tuple[str, Requirement]]]:
+    """All that some requirements need, directly or not: name -> who needs it and how."""
     system = {"linux": "Linux", "darwin": "Darwin"}[platform]
     environment = default_environment() | {
         "sys_platform": platform,
@@ -129,7 +140,7 @@ def _closure(platform: str, python: str) -> dict[str, list[tuple[str, Requiremen
     }
     reached: dict[str, list[tuple[str, Requirement]]] = {}
     seen: set[tuple[str, frozenset[str]]] = set()
-    todo = [("pyproject.toml", requirement) for requirement in DIRECT]
+    todo = [("pyproject.toml", requirement) for requirement in direct]
     while todo:
         requirer, requirement = todo.pop()
         name = canonicalize_name(requirement.name)
@@ -145,32 +156,151 @@ def _closure(platform: str, python: str) -> dict[str, list[tuple[str, Requiremen
 # ---- direct dependencies
 
 
+OPTIONAL = {"torchvision", "pebble", "ray"}  # of the library: for downloads, for several processes, for clusters
+OUTSIDE_THE_PAPER = [path for path in (ROOT / "paperlib").rglob("*.py") if "paper" not in path.relative_to(ROOT).parts]
+EXPERIMENTS = [path for folder in ("paperlib/paper", "scripts", "notebooks") for path in (ROOT / folder).rglob("*")]
+TESTS = list((ROOT / "tests").rglob("*.py"))
+
+
+def test_the_library_needs_six_packages_at_lowest_versions() -> None:
+    assert {r.name for r in CORE} == {"torch", "numpy", "pandas", "safetensors", "tqdm", "tyro"}
+    assert [str(r) for r in CORE if [specifier.operator for specifier in r.specifier] != [">="]] == []
+    assert set(EXTRAS) == {"paper", "cluster", "test"}
+    assert {r.name for r in declared("paper", "cluster")} - {r.name for r in CORE} >= OPTIONAL
+
+
 @pytest.mark.parametrize(
-    ("folders", "declared"),
-    [(("paperlib", "scripts", "notebooks"), RUNTIME + CLUSTER), (("tests",), RUNTIME + TEST)],
-    ids=["runtime", "tests"],
+    ("files", "at_once", "allowed"),
+    [
+        (OUTSIDE_THE_PAPER, True, {r.name for r in CORE}),
+        (OUTSIDE_THE_PAPER, False, {r.name for r in CORE} | OPTIONAL),
+        (EXPERIMENTS, None, {r.name for r in PAPER}),
+        (TESTS, None, {r.name for r in DIRECT}),
+    ],
+    ids=["library", "library, inside functions", "paper, scripts and notebooks", "tests"],
 )
-def test_what_is_imported_is_declared(folders: tuple[str, ...], declared: list[Requirement]) -> None:
-    names = {canonicalize_name(requirement.name) for requirement in declared}
+def test_what_is_imported_is_declared(files: list[Path], at_once: bool | None, allowed: set[str]) -> None:
+    names = {canonicalize_name(name) for name in allowed}
     providers = importlib.metadata.packages_distributions()
-    own = {"paperlib", "scripts", "tests", "conftest"}
-    modules = {module for folder in folders for module in _imports(ROOT / folder)} - own - sys.stdlib_module_names
+    helpers = {path.stem for path in TESTS}  # a helper beside the tests is no package
+    modules = {module for path in files for module, when in _imports(path) if at_once in (None, when)}
+    modules -= {"paperlib", "scripts", *helpers, *sys.stdlib_module_names}
     undeclared = {m for m in modules if not names & {canonicalize_name(name) for name in providers.get(m, [])}}
-    # a helper beside the tests is no package
-    undeclared -= {path.stem for path in (ROOT / "tests").rglob("*.py")} | {"tests"}
     assert undeclared == set()
 
 
-def _imports(folder: Path) -> Iterator[str]:
-    sources = [path.read_text(encoding="utf-8") for path in folder.rglob("*.py")]
-    for path in folder.glob("*.ipynb"):
+def test_imports_are_read_from_all_files() -> None:
+    by_files = [
+        {module for path in files for module, _ in _imports(path)} for files in (OUTSIDE_THE_PAPER, EXPERIMENTS)
+    ]
+    assert {"torch", "tyro", "tqdm", "pebble"} <= by_files[0] and "matplotlib" not in by_files[0]
+    assert {"matplotlib", "seaborn", "papermill", "IPython"} <= by_files[1]
+
+
+def _imports(path: Path) -> Iterator[tuple[str, bool]]:
+    """The packages that a file imports, and whether it does when it is itself imported, not in a function."""
+    sources = []
+    if path.suffix == ".py":
+        sources = [path.read_text(encoding="utf-8")]
+    elif path.suffix == ".ipynb" and ".ipynb_checkpoints" not in path.parts:
         cells = nbformat.read(path, as_version=4).cells
-        sources += [re.sub(r"(?m)^\s*[%!].*$", "", cell.source) for cell in cells if cell.cell_type == "code"]
-    for node in (node for source in sources for node in ast.walk(ast.parse(source))):
-        if isinstance(node, ast.Import):
-            yield from (alias.name.split(".")[0] for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            yield node.module.split(".")[0]
+        sources = [re.sub(r"(?m)^\s*[%!].*$", "", cell.source) for cell in cells if cell.cell_type == "code"]
+    for source in sources:
+        for name, at_once in imported(ast.parse(source), "paperlib.module"):
+            yield name.split(".")[0], at_once
+
+
+CORE_ALONE = """
+import importlib, pkgutil, sys
+sys.modules.update(dict.fromkeys(sys.argv[2].split()))  # importing any of them is an error
+import paperlib
+for module in pkgutil.walk_packages(paperlib.__path__, "paperlib."):
+    if not module.name.startswith("paperlib.paper"):
+        importlib.import_module(module.name)
+from paperlib.__main__ import main
+digits = ["--dataset", "mnist5k", "--hidden", "8", "--latent-dim", "2"]
+main(["train", *digits, "--steps", "3", "--batch-size", "8", "--folder", sys.argv[1]])
+"""
+
+
+def test_core_dependencies_alone_train_a_model(tmp_path: Path) -> None:
+    """All other packages that are installed here are hidden from the library."""
+    minor = f"{sys.version_info.major}.{sys.version_info.minor}"
+    needed = set(_closure(tuple(CORE), sys.platform, minor)) | {canonicalize_name(PROJECT["project"]["name"])}
+    hidden = [
+        module
+        for module, providers in importlib.metadata.packages_distributions().items()
+        if all(name not in needed and not BY_TORCH.fullmatch(name) for name in map(canonicalize_name, providers))
+    ]
+    assert {"matplotlib", "IPython", "beartype", *OPTIONAL} <= set(hidden) and not {"torch", "numpy"} & set(hidden)
+    done = _python(CORE_ALONE, tmp_path, str(tmp_path / "run"), " ".join(hidden), path=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "run" / "model.safetensors").is_file()
+
+
+# ---- the wheel
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the wheel that the tracked files make, installed without any other package and any network."""
+    if not (ROOT / ".git").exists():
+        pytest.skip("no checkout: nothing says which files are tracked")
+    folder = tmp_path_factory.mktemp("wheel")
+    tracked = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    for name in tracked.strip("\0").split("\0"):
+        if (ROOT / name).is_file():  # else removed and not yet committed
+            (folder / "source" / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, folder / "source" / name)
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input"]
+    for command in (
+        ["wheel", "--no-index", "--no-deps", "--no-build-isolation", "--wheel-dir", folder, folder / "source"],
+        ["install", "--no-index", "--no-deps", "--find-links", folder, "--target", folder / "site", "provae"],
+    ):
+        done = subprocess.run([*pip, *command], capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+    return folder / "site"
+
+
+IMPORT_ALL = """
+import importlib, json, pkgutil, sys
+import paperlib
+
+def stop(name):
+    raise
+
+names = ["paperlib", *(module.name for module in pkgutil.walk_packages(paperlib.__path__, "paperlib.", stop))]
+for name in names:
+    importlib.import_module(name)
+files = {name: module.__file__ for name, module in sys.modules.items() if name.split(".")[0] == "paperlib"}
+digits = paperlib.load_dataset("mnist5k")
+print(json.dumps({"files": files, "digits": list(digits.x.shape)}))
+"""
+
+
+def test_the_wheel_holds_every_module_and_the_embedded_data(site: Path, tmp_path: Path) -> None:
+    assert not site.is_relative_to(ROOT)
+    done = _python(IMPORT_ALL, tmp_path, path=site)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert {name: Path(file).relative_to(site).parts for name, file in result["files"].items()} == {
+        name: path.relative_to(ROOT).parts for name, path in modules(ROOT / "paperlib").items()
+    }
+    assert result["digits"] == [4_000, 784]
+
+
+def test_the_wheel_holds_nothing_else_but_licences(site: Path) -> None:
+    assert {path.name.partition("-")[0] for path in site.iterdir()} == {"paperlib", "provae"}
+    others = {path.relative_to(site).as_posix() for path in (site / "paperlib").rglob("*") if path.is_file()}
+    others = {name for name in others if not name.endswith((".py", ".pyc"))}
+    assert others == {"paperlib/data/LICENSES.md", "paperlib/data/mnist5k.npz"}
+
+
+def _python(script: str, folder: Path, *args: str, path: Path) -> subprocess.CompletedProcess[str]:
+    """Run a script in another folder than this one, where the packages in `path` come before those installed."""
+    environment = os.environ | {"PYTHONPATH": str(path), "OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg"}
+    command = [sys.executable, "-P", "-c", script, *args]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
 
 
 # ---- one Python range

@@ -16,7 +16,7 @@ import pytest
 
 from scripts import figures as command
 from scripts import html
-from scripts.figures import Options, figures, make
+from scripts.figures import FigureOptions, figures, make
 from scripts.headless import run
 from scripts.nbfile import NotebookError, normalise
 from scripts.plan import discover, fingerprint, outdated, plan
@@ -152,8 +152,9 @@ def test_a_kept_injected_cell_has_a_fixed_id() -> None:
 @pytest.fixture
 def site(tmp_path: Path) -> Site:
     root = tmp_path / "repository"
-    (root / "paperlib").mkdir(parents=True)
-    (root / "paperlib" / "elbo.py").write_text("one = 1\n")
+    for name in ("__init__.py", "models/elbo.py", "paper/plots/style.py"):
+        (root / "paperlib" / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / "paperlib" / name).write_text("one = 1\n")
     (root / "requirements.lock").write_text("torch==1\n")
     write(root / "notebooks" / "01_one.ipynb", DRAW.replace("NAME", "01_a"), promise="01_a")
     write(root / "notebooks" / "02_two.ipynb", DRAW.replace("NAME", "02_b"), promise="02_b", needs=("01",))
@@ -168,8 +169,8 @@ def pretend(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     def in_child(job: dict[str, Any], name: str) -> dict[str, Any]:
         ran.append(name[:2])
         figure = {"01": "01_a", "02": "02_b"}[name[:2]]
-        code = DRAW.replace("NAME", figure).replace('os.environ["PAPERLIB_STAGING"]', "stage")
-        exec(code, {"stage": job["env"]["PAPERLIB_STAGING"], **job["parameters"]})
+        code = DRAW.replace("NAME", figure).replace('os.environ["PAPERLIB_STAGING"]', "staging")
+        exec(code, {"staging": job["env"]["PAPERLIB_STAGING"], **job["parameters"]})
         Path(job["target"]).parent.mkdir(exist_ok=True)
         shutil.copyfile(job["source"], job["target"])
         return {"seconds": 1.0, "peak_gib": 0.5}
@@ -184,7 +185,7 @@ def snapshot(root: Path) -> dict[str, bytes]:
 
 
 def test_figures_are_made_once(site: Site, capsys: pytest.CaptureFixture[str]) -> None:
-    figures(site, Options())
+    figures(site, FigureOptions())
     said = capsys.readouterr().out
     assert "paper profile on mnist" in said and "01_one" in said and "peak GiB" in said
     made = snapshot(site.root)
@@ -193,13 +194,13 @@ def test_figures_are_made_once(site: Site, capsys: pytest.CaptureFixture[str]) -
     assert 0.02 < runs["02"]["peak_gib"] < 1 and runs["02"]["seconds"] > 0 and runs["01"]["notebook"] == "01_one"
     published = nbformat.read(site.root / "notebooks" / "02_two.ipynb", as_version=4)
     assert [cell.get("execution_count") for cell in published.cells] == [None, 1, 2]
-    figures(site, Options())
+    figures(site, FigureOptions())
     assert "nothing to do: 01_one, 02_two up to date" in capsys.readouterr().out
     assert snapshot(site.root) == made
-    figures(site, Options(force=True))
+    figures(site, FigureOptions(force=True))
     assert "peak GiB" in capsys.readouterr().out
     assert snapshot(site.root) == made  # the measured seconds, too, are still those of the first run
-    assert no_leftovers(site.root) and not (site.work / "stage").exists()
+    assert no_leftovers(site.root) and not (site.work / "staging").exists()
 
 
 def test_an_interrupted_run_finds_its_finished_rows_again(
@@ -216,7 +217,7 @@ def test_an_interrupted_run_finds_its_finished_rows_again(
 
     monkeypatch.setattr(command, "in_child", interrupted)
     before = snapshot(site.root)
-    for options in (Options(), Options(), Options(force=True)):
+    for options in (FigureOptions(), FigureOptions(), FigureOptions(force=True)):
         with pytest.raises(KeyboardInterrupt):
             figures(site, options)
     assert found == ["nothing", "made", "made"] and snapshot(site.root) == before
@@ -224,25 +225,25 @@ def test_an_interrupted_run_finds_its_finished_rows_again(
     (site.home / "figures" / "data" / "00.csv").write_text("rows\n")  # something to draw
     for only in ("01", "02"):
         with pytest.raises(KeyboardInterrupt):
-            figures(site, Options(redraw=True, only=only))
+            figures(site, FigureOptions(redraw=True, only=only))
     assert found[3:] == ["nothing", "nothing"], "a redrawing went on with another"
     with pytest.raises(KeyboardInterrupt):
-        figures(site, Options())
+        figures(site, FigureOptions())
     assert found[5:] == ["made"] and (site.work / "runs" / "digest").exists(), "a redrawing took what was kept"
-    (site.root / "paperlib" / "elbo.py").write_text("one = 2\n")
+    (site.root / "paperlib" / "models" / "elbo.py").write_text("one = 2\n")
     with pytest.raises(KeyboardInterrupt):
-        figures(site, Options())
+        figures(site, FigureOptions())
     assert found[6:] == ["nothing"], "rows of other code were kept"
 
     monkeypatch.setattr(command, "in_child", whole)
-    figures(site, Options())
+    figures(site, FigureOptions())
     assert "is not recorded" in capsys.readouterr().out and read_json(site.home / RUNS).keys() == {"02"}
     assert (site.home / "figures" / "data" / "01_row.csv").exists()
-    assert not (site.work / "stage").exists() and not (site.work / "runs").exists()
+    assert not (site.work / "staging").exists() and not (site.work / "runs").exists()
 
 
 def test_every_cause_makes_it_run_again(site: Site, pretend: list[str]) -> None:
-    figures(site, Options())
+    figures(site, FigureOptions())
 
     def why(site: Site = site) -> list[str | None]:
         notebooks = discover(site.root)
@@ -250,7 +251,8 @@ def test_every_cause_makes_it_run_again(site: Site, pretend: list[str]) -> None:
 
     stale = "code, data or earlier results have changed"
     assert why() == [None, None]
-    for name in ("paperlib/elbo.py", "requirements.lock", "paperlib/new.py"):
+    in_rooms = ("paperlib/models/elbo.py", "paperlib/paper/plots/style.py", "paperlib/paper/plots/new.py")
+    for name in (*in_rooms, "paperlib/__init__.py", "paperlib/new.py", "requirements.lock"):
         path = site.root / name
         old = path.read_text() if path.exists() else None
         path.write_text("changed")
@@ -259,7 +261,7 @@ def test_every_cause_makes_it_run_again(site: Site, pretend: list[str]) -> None:
     assert why(Site(site.root, "paper", "mnist", site.root, "another checksum")) == [stale, stale]
     (site.root / "figures" / "01_a.png").write_bytes(b"painted over")
     assert why() == ["figures/01_a.png is not as it was published", None]
-    figures(site, Options())
+    figures(site, FigureOptions())
     assert pretend == ["01", "02", "01"] and why() == [None, None]
     source = site.root / "notebooks" / "01_one.ipynb"
     source.write_text(source.read_text().replace("drawn by", "painted by"))
@@ -267,7 +269,7 @@ def test_every_cause_makes_it_run_again(site: Site, pretend: list[str]) -> None:
 
 
 def test_new_rows_of_a_need_make_the_later_notebook_run(site: Site, pretend: list[str]) -> None:
-    figures(site, Options())
+    figures(site, FigureOptions())
     stamp = read_json(site.stamp("01"))
     stamp["files"]["figures/data/01_a.csv"] = "other rows"
     site.stamp("01").write_text(json.dumps(stamp))
@@ -279,21 +281,21 @@ def test_promised_and_made_figures_must_agree(site: Site, pretend: list[str]) ->
     write(path, "0", promise="01_other")
     before = snapshot(site.root)
     with pytest.raises(NotebookError, match=r"promises 01_other\.pdf, 01_other\.png and did not make it"):
-        figures(site, Options())
+        figures(site, FigureOptions())
     write(path, "0")
     with pytest.raises(NotebookError, match=r"made 01_a\.pdf, 01_a\.png, which its metadata does not promise"):
-        figures(site, Options())
+        figures(site, FigureOptions())
     write(path, "0", promise="02_a")
     with pytest.raises(NotebookError, match="begins with its notebook's number"):
-        figures(site, Options())
+        figures(site, FigureOptions())
     assert {name for name in snapshot(site.root)} == set(before) and not site.stamp("01").exists()
 
 
 def test_a_full_disk_while_publishing_leaves_the_old_files(
     site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stage, copies, copy = tmp_path / "stage", [], shutil.copyfile
-    for folder, text in ((site.home / "figures", "old"), (stage / "figures", "new")):
+    staging, copies, copy = tmp_path / "staging", [], shutil.copyfile
+    for folder, text in ((site.home / "figures", "old"), (staging / "figures", "new")):
         folder.mkdir(parents=True)
         for name in ("a.png", "b.png"):
             (folder / name).write_text(text)
@@ -306,10 +308,10 @@ def test_a_full_disk_while_publishing_leaves_the_old_files(
     monkeypatch.setattr(shutil, "copyfile", full_at_second)
     before = snapshot(site.root)
     with pytest.raises(OSError, match="No space"):
-        publish(stage, site.home)
+        publish(staging, site.home)
     assert snapshot(site.root) == before
     monkeypatch.undo()
-    assert set(publish(stage, site.home)) == {"figures/a.png", "figures/b.png"}
+    assert set(publish(staging, site.home)) == {"figures/a.png", "figures/b.png"}
     assert (site.home / "figures" / "b.png").read_text() == "new"
 
 
@@ -341,7 +343,7 @@ def test_an_interrupted_run_leaves_no_kernel_and_no_result(site: Site, tmp_path:
     thread = threading.Thread(target=interrupt)
     thread.start()
     with pytest.raises(KeyboardInterrupt):
-        figures(site, Options())
+        figures(site, FigureOptions())
     thread.join()
     with pytest.raises(ProcessLookupError):
         os.kill(int(note.read_text()), 0)
@@ -359,15 +361,15 @@ def test_an_edit_during_the_run_is_not_overwritten(site: Site, pretend: list[str
 
 def test_redraw_touches_figures_only(site: Site, pretend: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(NotebookError, match="nothing to redraw: no rows in figures/data"):
-        figures(site, Options(redraw=True))
-    figures(site, Options())
+        figures(site, FigureOptions(redraw=True))
+    figures(site, FigureOptions())
     data = {name: content for name, content in snapshot(site.root).items() if name.startswith("figures/data")}
     (site.root / "figures" / "01_a.png").write_bytes(b"another style")
-    figures(site, Options(redraw=True))
+    figures(site, FigureOptions(redraw=True))
     after = snapshot(site.root)
     assert after["figures/01_a.png"] == b"drawn by 01_a" and data.items() <= after.items()
     capsys.readouterr()
-    figures(site, Options())
+    figures(site, FigureOptions())
     assert "nothing to do" in capsys.readouterr().out
 
 
@@ -376,11 +378,11 @@ def test_one_notebook_alone_makes_its_needs_first(
 ) -> None:
     notebooks = discover(site.root)
     assert plan(site, notebooks, "2") == ["01", "02"] and "02 needs 01" in capsys.readouterr().out
-    figures(site, Options(only="02"))
+    figures(site, FigureOptions(only="02"))
     assert pretend == ["01", "02"]
     shutil.rmtree(site.root / "build")  # a fresh clone: results are committed, stamps are not
     assert plan(site, notebooks, "02_two") == ["02"] and plan(site, notebooks, None) == ["01", "02"]
-    figures(site, Options(only="02", force=True))
+    figures(site, FigureOptions(only="02", force=True))
     assert pretend == ["01", "02", "02"]
     with pytest.raises(NotebookError, match="no notebook 09"):
         plan(site, notebooks, "09")
@@ -389,16 +391,16 @@ def test_one_notebook_alone_makes_its_needs_first(
 def test_results_of_other_data_go_to_their_own_home(site: Site, pretend: list[str]) -> None:
     before = snapshot(site.root)
     home = site.root / "build" / "smoke-mnist5k"
-    figures(Site(site.root, "smoke", "mnist5k", home), Options(profile="smoke"))
+    figures(Site(site.root, "smoke", "mnist5k", home), FigureOptions(profile="smoke"))
     assert snapshot(site.root) == before
     assert (home / "figures" / "01_a.png").is_file() and (home / "notebooks" / "01_one.ipynb").is_file()
 
 
 def test_smoke_and_redraw_look_for_no_data(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(command, "resolve", lambda name: f"resolved {name}")
-    assert command.dataset_of(Options(profile="smoke")) == "mnist5k"
-    assert command.dataset_of(Options(redraw=True)) == "mnist"
-    assert command.dataset_of(Options()) == "resolved auto"
+    assert command.dataset_of(FigureOptions(profile="smoke")) == "mnist5k"
+    assert command.dataset_of(FigureOptions(redraw=True)) == "mnist"
+    assert command.dataset_of(FigureOptions()) == "resolved auto"
 
 
 def test_needs_are_checked(site: Site) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 import nbformat
 import pytest
 from nbformat import NotebookNode
+from prose import typed_in, typed_numbers
 
 ROOT = Path(__file__).resolve().parents[1]
 PATHS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -35,6 +36,13 @@ def promised(path: Path) -> list[str]:
     return list(read(path).metadata["paperlib"]["figures"])
 
 
+def displayed(nb: NotebookNode) -> list[str]:
+    """The Markdown that code cells display: prose with numbers from the rows."""
+    return [
+        out.data["text/markdown"] for cell in code(nb) for out in cell.outputs if "text/markdown" in out.get("data", {})
+    ]
+
+
 def text_of(path: Path) -> str:
     """All that the file says, without pictures, whose encoding may hold any word by chance."""
     nb = copy.deepcopy(read(path))
@@ -45,9 +53,10 @@ def text_of(path: Path) -> str:
     return json.dumps(nb, ensure_ascii=False)
 
 
-def test_the_five_notebooks_are_there() -> None:
-    names = [path.stem for path in PATHS]
-    assert names[:5] == ["01_toy_2d", "02_mnist_training", "03_attacks", "04_certification", "05_tighter_training"]
+def test_the_notebooks_of_the_paper_are_there() -> None:
+    names = {path.stem for path in PATHS}
+    paper = ["00_provae_from_scratch", "01_toy_2d", "02_mnist_training", "03_attacks", "04_certification"]
+    assert {*paper, "05_linear_bounds", "06_tighter_training"} <= names
     assert all(re.fullmatch(r"\d\d_\w+", name) for name in names)
 
 
@@ -132,10 +141,67 @@ def test_what_a_notebook_needs_comes_before_it() -> None:
 def test_a_notebook_tells_its_part_as_a_paper_would(path: Path) -> None:
     nb = read(path)
     assert nb.cells[0].cell_type == "markdown" and nb.cells[0].source.startswith("# ")
-    prose = "\n".join(cell.source for cell in nb.cells if cell.cell_type == "markdown")
+    prose = "\n".join([cell.source for cell in nb.cells if cell.cell_type == "markdown"] + displayed(nb))
     assert all(word in prose for word in ("**Claim.**", "**What we saw.**", "**Limits.**", "$"))
     said = re.findall(r"\*\*(?:Claim|What we saw|Limits)\.\*\* ?(.*)", prose)
     assert all(len(text.split()) > 10 for text in said), "a word that holds a place is no claim"
+
+
+@every_notebook
+def test_no_measured_number_is_typed_into_the_prose(path: Path) -> None:
+    typed = [f"cell {place}: {number}" for place, number in typed_in(read(path))]
+    assert typed == [], "compute it from the rows and display it, see tests/prose.py"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "It keeps 351 nats.", "It keeps thirteen nats.", "thirteen ($\\kappa=1$) to twenty-four nats higher",
+        "ten to thirty nats below", "within a nat or 0.5 nats", "by 15.3", "a certificate of -353", "12 % of all",
+        "at $-351$ nats", "$C = -351$", "$\\epsilon=0.1$", "MLP 784-512-20", "by hundreds of nats", "tens of nats",
+        "ten times wider", "a hundredfold of it", "costs about twice an interval step", "half as many", "one more nat",
+        "a quarter to nearly all", "by a few millionths", "5 per cent", "in 3 minutes", "16,000 draws", "see row 17",
+    ],
+)  # fmt: skip
+def test_a_typed_result_is_noticed(text: str) -> None:
+    assert typed_numbers(text)
+    assert typed_numbers(f"**What we saw.** At the radius of training {text} and so on, see notebook 4.")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "# 4. What is certified", "1. the first item\n2. the second", "see notebook 4 and notebooks 5 and 6, section 3",
+        "(Condessa & Kolter 2020, [arXiv 2004.10608](https://arxiv.org/abs/2004.10608))", "Madry et al. 2018",
+        "`sound=True` and `pgd(steps=40)` in float32", "$\\tfrac12\\log\\sigma^2$ and $$1+e^{-l}$$",
+        "Twenty embedded digits", "three models in two dimensions", "One is exact", "at radius 0 the KL is 0",
+        "a few nats", "the third row", "a [link](../figures/04_x.png)",
+    ],
+)  # fmt: skip
+def test_references_formulas_and_small_counts_are_no_results(text: str) -> None:
+    assert typed_numbers(text) == []
+
+
+def test_a_setting_may_stand_beside_the_code_that_states_it_but_never_as_a_result() -> None:
+    def notebook(*cells: tuple[str, str]) -> NotebookNode:
+        make = {"md": nbformat.v4.new_markdown_cell, "code": nbformat.v4.new_code_cell}
+        return nbformat.v4.new_notebook(cells=[make[kind](source) for kind, source in cells])
+
+    text = ("md", "Points of a ball of radius 0.25, 1,000 in all.")
+    assert list(typed_in(notebook(text, ("code", "ball = LinfBall(0.25)\nx = ball.sample(1_000)")))) == []
+    assert list(typed_in(notebook(("code", "radius, count = 0.25, 1000"), text))) == []
+    far = notebook(text, ("code", "pass"), ("code", "radius, count = 0.25, 1000"))
+    assert list(typed_in(far)) == [(0, "0.25"), (0, "1,000")]
+    assert list(typed_in(notebook(("md", "It gains 15 nats."), ("code", "n = 15")))) == [(0, "15 nats")]
+
+
+def test_text_that_code_displays_is_read_too() -> None:
+    cell = nbformat.v4.new_code_cell(
+        """Markdown(f"It gains {gain:.1f} nats at {eps}, and thirteen nats more" + "; 77")"""
+    )
+    computed = nbformat.v4.new_code_cell("""display(Markdown(f"It gains {gain:.1f} nats {of('kappa=0.5')} at 0.5."))""")
+    typed = list(typed_in(nbformat.v4.new_notebook(cells=[cell, computed])))
+    assert typed == [(0, "thirteen nats"), (0, "77")]
 
 
 @every_notebook

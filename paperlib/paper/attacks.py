@@ -1,4 +1,7 @@
-"""The experiments of notebook 3: how far attacks lower the ELBO of the digit models, and whether they are strong."""
+"""The experiments of notebook 3: how far attacks lower the ELBO of the digit models, and whether they are strong.
+
+Beside them stands `entropy_ceiling`, which no model passes: what every model loses, however robust it is.
+"""
 
 from collections.abc import Mapping
 from functools import partial
@@ -15,6 +18,7 @@ from paperlib.models.vae import VAE
 from paperlib.paper.mnist_training import EPS, EPS_GRID, SIZES, ModelAtRadius, models_at_radii, models_config
 from paperlib.runtime.parallel import in_parallel
 from paperlib.threats.attacks import fgsm, pgd
+from paperlib.threats.balls import LinfBall
 
 
 def attack_config(dataset: str, profile: str) -> dict[str, Any]:
@@ -94,3 +98,60 @@ def _strength(work: tuple[ModelAtRadius, tuple[str, int, int]]) -> Tensor:
         point = {"none": x, "random": ball.sample(x, generator), "shift": ball.project(x + ball.eps, x)}[attack]
     with torch.no_grad():
         return elbo(vae, point, noise)
+
+
+def greyest_point(x: Tensor, ball: LinfBall) -> Tensor:
+    """Each pixel moved as far towards 1/2 as the ball allows: its point of greatest entropy, of the shape of x.
+
+    Raises ValueError for an x outside the data range, as `LinfBall.box`.
+    """
+    return ball.project(torch.full_like(x, 0.5), x)
+
+
+def entropy_ceiling(x: Tensor, ball: LinfBall) -> Tensor:
+    """No model with a Bernoulli likelihood has a robust ELBO above this: [batch], in nats.
+
+    Whatever encoder, decoder and noise: min over x' in B(x) of ELBO(x') <= min over x' in B(x) of -sum of H(x'_i),
+    H the binary entropy. For a grey pixel t every logit l has t*l - softplus(l) <= -H(t), with equality at the logit of
+    t itself, and the KL is not negative. H is greatest at 1/2 and falls to both sides, so the minimum is at
+    `greyest_point`. Holds where the target is the perturbed x' itself, not for `target="clean"`.
+
+    Args:
+        x: [batch, *data_shape], pixels in [0, 1].
+
+    Raises:
+        ValueError: x outside the data range, or a data range that is not within [0, 1].
+    """
+    if not (ball.low >= 0 and ball.high <= 1):
+        raise ValueError(f"the entropy of a pixel needs a data range within [0, 1], got [{ball.low}, {ball.high}]")
+    grey = greyest_point(x, ball)
+    return -(torch.special.entr(grey) + torch.special.entr(1 - grey)).flatten(1).sum(1)
+
+
+def ceiling_config(dataset: str, profile: str) -> dict[str, Any]:
+    """What the rows of `ceiling_rows` depend on: no model."""
+    size = SIZES[profile]
+    return {"dataset": dataset, "eps": list(EPS_GRID), "images": size.certified, "attacked_images": size.attacked}
+
+
+def ceiling_rows(test: Dataset, profile: str) -> pd.DataFrame:
+    """A row for each radius: means of `entropy_ceiling` in nats, over the certified and over the attacked images.
+
+    Columns: eps, images, ceiling, attacked_images, attacked_ceiling.
+    """
+    size = SIZES[profile]
+    x = test.x[: size.certified].double()
+    rows = []
+    for eps in EPS_GRID:
+        value = entropy_ceiling(x, test.ball(eps))
+        attacked = value[: size.attacked]
+        rows.append(
+            {
+                "eps": eps,
+                "images": len(value),
+                "ceiling": value.mean().item(),
+                "attacked_images": len(attacked),
+                "attacked_ceiling": attacked.mean().item(),
+            }
+        )
+    return pd.DataFrame(rows)

@@ -1,4 +1,4 @@
-"""The experiments of notebook 4: certificates of the digit models by intervals, in floating point, and in expectation."""
+"""The experiments of notebook 4: certificates by intervals, in floating point, and in expectation."""
 
 from collections.abc import Iterator, Mapping
 from functools import partial

@@ -1,4 +1,4 @@
-"""The experiments of notebook 5: linear bounds of the whole ELBO, on the models and images of notebooks 3 and 4."""
+"""The experiments of notebook 5: linear bounds of the whole ELBO, on the models and images of notebook 3."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -31,7 +31,7 @@ def methods_config(dataset: str, profile: str) -> dict[str, Any]:
 
 
 def method_rows(models: Mapping[str, VAE], test: Dataset, profile: str) -> pd.DataFrame:
-    """One row for each model, radius and image of the attack's rows, at their noise draw, with a column for each method."""
+    """One row for each model, radius and image of the attack's rows, at their noise draw; a column for each method."""
     every = models_at_radii(models, test, SIZES[profile].attacked, RADII)
     frames = zip(every, in_parallel(_by_method, every, name="radii"), strict=True)
     return pd.concat([rows.assign(model=one.name, eps=one.ball.eps) for one, rows in frames], ignore_index=True)
@@ -68,3 +68,13 @@ def _by_method(one: ModelAtRadius) -> pd.DataFrame:
         rows = certify(one.vae, one.x, one.ball, one.noise(), method=method)
         columns[name] = rows["certified"]
     return pd.DataFrame({"index": rows["index"], "clean": rows["clean"], **columns})
+
+
+def mean_gaps(rows: pd.DataFrame, attacked: pd.DataFrame) -> pd.DataFrame:
+    """Attacked minus certified ELBO: the mean over the images in nats, by model and radius, a column for each method.
+
+    The truth lies between both, so a gap bounds how loose the certificate and how weak the attack are together.
+    """
+    both = rows.merge(attacked[["model", "eps", "index", "attacked"]], on=["model", "eps", "index"])
+    gaps = both[list(COMPARED)].rsub(both["attacked"], axis=0)
+    return gaps.groupby([both["model"], both["eps"]]).mean()

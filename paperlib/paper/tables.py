@@ -1,37 +1,107 @@
-"""Rows to the tables that notebooks and README show. Certificates are rounded down, never to nearest."""
+"""Rows to the tables that notebooks and README show. Certificates are rounded down, a ceiling is rounded up."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterable, Mapping
 
 import pandas as pd
 
 from paperlib.runtime.numbers import rounded_down, with_error
+from paperlib.training.config import TrainConfig
+
+
+def rounded_up(value: float, digits: int = 1) -> str:
+    """The smallest decimal of so many digits that is not below the value: what may be printed of an upper bound."""
+    text = rounded_down(-value, digits)
+    return text[1:] if text.startswith("-") else f"-{text}"
+
+
+def span(values: Iterable[float], text: Callable[[float], str] = "{:.1f}".format) -> str:
+    """The smallest and the largest value as prose has them: `12.4 to 17.0`; one number if both print alike."""
+    numbers = list(values)
+    low, high = text(min(numbers)), text(max(numbers))
+    return low if low == high else f"{low} to {high}"
+
+
+def holds_from(condition: pd.Series) -> float | None:
+    """The first index from which on the condition holds to the end; None if it fails at the last."""
+    first: float | None = None
+    for index, holds in condition.items():
+        first = (float(str(index)) if first is None else first) if holds else None
+    return first
+
+
+def architecture(config: TrainConfig) -> str:
+    """The widths of the layers from the data through the latent and back: `784-512-20-512-784`."""
+    half = [math.prod(config.data_shape), *config.hidden]
+    return "-".join(map(str, [*half, config.latent_dim, *reversed(half)]))
+
+
+def objectives(configs: Mapping[str, TrainConfig]) -> pd.DataFrame:
+    """What each model maximises, at which radius and for how many steps."""
+    mixed = r"${kappa:g}\,\mathrm{{ELBO}} + {rest:g}\,C$ once the ramp is over"
+    texts = {1.0: r"$\mathrm{ELBO}$", 0.0: "$C$ once the ramp is over"}
+    return pd.DataFrame(
+        {
+            "model": name,
+            "maximises": texts.get(config.kappa, mixed.format(kappa=config.kappa, rest=1 - config.kappa)),
+            "radius": f"{config.eps:g}" if config.eps else "none",
+            "steps": f"{config.steps:,}",
+        }
+        for name, config in configs.items()
+    )
 
 
 def rounded(rows: pd.DataFrame, digits: int = 1) -> pd.DataFrame:
-    """The rows as shown: the columns `certified`, `crown` and `exact` rounded down, all other numbers to nearest."""
-    certificates = rows.columns.intersection(["certified", "crown", "exact"])
-    down = {name: [float(rounded_down(value, digits)) for value in rows[name]] for name in certificates}
-    return rows.round(digits).assign(**down)
+    """The rows as shown: `certified`, `crown` and `exact` rounded down, ceilings up, all other numbers to nearest."""
+    lower, upper = ("certified", "crown", "exact"), ("ceiling", "attacked_ceiling")
+    directed: dict[str, list[float]] = {}
+    for names, printed in ((lower, rounded_down), (upper, rounded_up)):
+        for name in rows.columns.intersection(list(names)):
+            directed[name] = [float(printed(value, digits)) for value in rows[name]]
+    return rows.round(digits).assign(**directed)
 
 
-def headline(certified: pd.DataFrame, attacked: pd.DataFrame, linear: pd.DataFrame, eps: float) -> pd.DataFrame:
-    """The headline table at one radius: a row for each model, in nats, with standard errors over the images."""
+def headline(
+    certified: pd.DataFrame,
+    attacked: pd.DataFrame,
+    ceiling: pd.DataFrame,
+    eps: float,
+    linear: pd.DataFrame | None = None,
+) -> pd.DataFrame:
+    """The headline table at one radius: a row for each model, in nats, with standard errors over the images.
+
+    The ceiling is that of any model, over all test images; the last column stands there if there are `linear` rows.
+    """
+    top = rounded_up(ceiling.loc[ceiling["eps"] == eps, "ceiling"].item())
     table = []
     for _, row in certified[certified["eps"] == eps].iterrows():
         values = attacked.loc[(attacked["model"] == row["model"]) & (attacked["eps"] == eps), "attacked"]
-        tight = linear[(linear["model"] == row["model"]) & (linear["eps"] == eps)].iloc[0]
-        table.append(
-            {
-                "model": row["model"],
-                "clean": with_error(row["clean"], row["clean_se"]),
-                "log-likelihood": f"{row['log_likelihood']:.1f}",
-                "KL": f"{row['kl']:.1f}",
-                "attacked": with_error(values.mean(), values.sem()),
-                "certified: intervals": _certified(row["certified"], row["certified_se"]),
-                "linear bound": _certified(tight["crown"], tight["crown_se"]),
-            }
-        )
+        line = {
+            "model": row["model"],
+            "clean": with_error(row["clean"], row["clean_se"]),
+            "log-likelihood": f"{row['log_likelihood']:.1f}",
+            "KL": f"{row['kl']:.1f}",
+            "ceiling": top,
+            "attacked": with_error(values.mean(), values.sem()),
+            "certified: intervals": _certified(row["certified"], row["certified_se"]),
+        }
+        if linear is not None:
+            tight = linear[(linear["model"] == row["model"]) & (linear["eps"] == eps)].iloc[0]
+            line["linear bound"] = _certified(tight["crown"], tight["crown_se"])
+        table.append(line)
     return pd.DataFrame(table)
+
+
+def ceiling(rows: pd.DataFrame) -> pd.DataFrame:
+    """The ceiling of any model at each radius, over all test images and over the attacked ones, in nats, rounded up."""
+    return pd.DataFrame(
+        {
+            "radius": f"{row['eps']:g}",
+            f"all {row['images']:,.0f} test images": rounded_up(row["ceiling"]),
+            f"the first {row['attacked_images']:,.0f}": rounded_up(row["attacked_ceiling"]),
+        }
+        for row in rows.to_dict("records")
+    )
 
 
 def by_method(linear: pd.DataFrame, attacked: pd.DataFrame) -> pd.DataFrame:

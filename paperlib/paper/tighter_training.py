@@ -17,8 +17,8 @@ from paperlib.training.config import TrainConfig
 from paperlib.training.loop import train
 
 BOUNDS: tuple[Literal["ibp", "crown-ibp"], ...] = ("ibp", "crown-ibp")  # what a model is trained on
-# Pairs of kappa and training radius. The more the clean ELBO counts, the larger the radius that keeps the certificate up;
-# the less it counts, the more steps training takes.
+# Pairs of kappa and training radius. The more the clean ELBO counts, the larger the radius that keeps the certificate
+# up; the less it counts, the more steps training takes.
 TRADEOFF = ((0.0, 0.095), (0.5, 0.103), (0.75, 0.12))
 TRAINING_STEPS = {"paper": (4_000, 2_300, 1_600), "smoke": (120, 100, 80)}
 SEEDS = (0, 1, 2)
@@ -28,7 +28,7 @@ SUBSET = {"paper": 200, "smoke": 20}  # attacked and certified by crown, the fir
 
 
 def tradeoff_models(dataset: str, profile: str) -> list[TrainConfig]:
-    """One configuration for each bound, pair of kappa and radius, and seed; for both bounds with the same number of steps.
+    """One configuration for each bound, pair of kappa and radius, and seed; with the same steps for both bounds.
 
     At equal cost more steps on smaller batches give a higher ELBO than those of `digit_models`.
     """

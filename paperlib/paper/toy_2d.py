@@ -1,4 +1,4 @@
-"""The experiments of notebook 1, in the plane, where a dense grid gives the exact worst case that attack and certificate enclose."""
+"""The experiments of notebook 1, in the plane, where a dense grid shows the worst case between bound and attack."""
 
 from collections.abc import Mapping
 from dataclasses import replace

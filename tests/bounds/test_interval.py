@@ -1,4 +1,4 @@
-"""Boxes, the ball, and every interval rule: enclosure at random points and attainment at the corners, in float64."""
+"""Boxes, and every interval rule: enclosure at random points and attainment at the corners, in float64."""
 
 import contextlib
 import math
@@ -361,8 +361,8 @@ def test_the_backward_pass_of_a_linear_box_is_that_of_its_formula(shape: tuple[i
         return list(torch.autograd.grad(value, [*ends, *layer.parameters()]))
 
     formula = gradients(lambda box: affine(box, layer, lambda r: nn.functional.linear(r, layer.weight.abs())))
-    for found, expected in zip(gradients(lambda box: propagate(layer, box)), formula, strict=True):
-        torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    for gradient, expected in zip(gradients(lambda box: propagate(layer, box)), formula, strict=True):
+        torch.testing.assert_close(gradient, expected, rtol=1e-12, atol=1e-12)
 
 
 def test_bounds_are_differentiable_in_parameters_and_box() -> None:
@@ -411,87 +411,32 @@ def test_ends_of_different_shapes_are_refused() -> None:
         Interval(torch.zeros(2), torch.zeros(1))
 
 
-# LinfBall
-
-
-@given(st.floats(0, 2), st.floats(-3, 0), st.floats(0.5, 3))
-def test_the_box_is_the_ball_cut_to_the_data_range(eps: float, low: float, high: float) -> None:
-    x = low + (high - low) * torch.rand(2, 3, dtype=torch.float64)
-    x = x.clamp(low, high)
-    box = LinfBall(eps, low, high).box(x)
-    expected = [[(max(v - eps, low), min(v + eps, high)) for v in row] for row in x.tolist()]
-    assert torch.stack([*box], dim=-1).tolist() == [[list(pair) for pair in row] for row in expected]
-
-
-def test_an_eps_of_zero_is_the_point_itself() -> None:
-    x = torch.rand(2, 3)
-    for end in LinfBall(0.0).box(x):
-        assert torch.equal(end, x)
-
-
-def test_a_larger_eps_contains_the_smaller_ball() -> None:
-    x = torch.rand(50, 3, dtype=torch.float64)
-    inner, outer = LinfBall(0.1).box(x), LinfBall(0.2).box(x)
-    assert outer.contains(inner.lower).all()
-    assert outer.contains(inner.upper).all()
-    assert (inner.radius < outer.radius).any()
+@given(st.integers(0, 2**16))
+def test_a_widened_box_reaches_farther_by_the_radius_on_both_sides(seed: int) -> None:
+    torch.manual_seed(seed)
+    box, radius = random_box(2, 3), torch.rand(2, 3).double()
+    wide = box.widen(radius)
+    assert torch.equal(wide.lower, box.lower - radius) and torch.equal(wide.upper, box.upper + radius)
+    assert wide.contains(torch.stack([box.lower - radius, *points_of(*box), box.upper + radius])).all()
+    assert not wide.contains(torch.stack([wide.lower - 1e-9, wide.upper + 1e-9])).any()
+    for same, end in zip(box.widen(torch.zeros(())), box, strict=True):
+        assert torch.equal(same, end)
 
 
 @given(st.integers(0, 2**16))
-def test_projection_lands_in_the_ball_and_moves_as_little_as_possible(seed: int) -> None:
+def test_an_intersection_holds_exactly_the_points_of_both_boxes(seed: int) -> None:
     torch.manual_seed(seed)
-    ball, x, far = LinfBall(0.2), torch.rand(4, 5, dtype=torch.float64), torch.randn(4, 5, dtype=torch.float64)
-    near = ball.project(far, x)
-    assert ball.box(x).contains(near).all()
-    assert torch.equal(ball.project(near, x), near)
-    other = points_of(*ball.box(x))
-    assert ((near - far).abs() <= (other - far).abs()).all()
+    first, second = random_box(2, 3), random_box(2, 3)
+    both = first.intersect(second)
+    points = torch.cat([points_of(*box) for box in (first, second)])
+    assert torch.equal(both.contains(points), first.contains(points) & second.contains(points))
+    for same, other in ((both, second.intersect(first)), (first, first.intersect(first))):
+        assert torch.equal(same.lower, other.lower) and torch.equal(same.upper, other.upper)
 
 
-def test_projection_brings_infinite_points_to_the_edge() -> None:
-    x = torch.tensor([[0.5, 0.5]])
-    assert torch.equal(LinfBall(0.25).project(torch.tensor([[math.inf, -math.inf]]), x), torch.tensor([[0.75, 0.25]]))
-
-
-def test_samples_fill_the_ball_and_repeat_with_their_generator() -> None:
-    ball, x = LinfBall(0.25), torch.tensor([[0.5, 0.0, 1.0]]).expand(4000, 3)
-    draw = ball.sample(x, torch.Generator().manual_seed(3))
-    assert ball.box(x).contains(draw).all()
-    assert torch.equal(draw, ball.sample(x, torch.Generator().manual_seed(3)))
-    assert not torch.equal(draw, ball.sample(x))
-    # Uniform on [0.25, 0.75], [0, 0.25] and [0.75, 1]: means 0.5, 0.125, 0.875 with standard errors below 0.0025.
-    torch.testing.assert_close(draw.mean(0), torch.tensor([0.5, 0.125, 0.875]), rtol=0, atol=0.01)
-    assert (draw.amax(0) - draw.amin(0) > torch.tensor([0.49, 0.24, 0.24])).all()
-
-
-@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, -0.125, 1.125])
-@pytest.mark.parametrize("use", ["check", "box", "sample", "project"])
-def test_data_outside_the_range_are_refused_with_value_and_index(value: float, use: str) -> None:
-    x = torch.full((2, 3), 0.5)
-    x[1, 2] = value
-    ball = LinfBall(0.1)
-    with pytest.raises(ValueError, match=rf"in \[0\.0, 1\.0\], got {value} at index \[1, 2\]"):
-        ball.project(x, x) if use == "project" else getattr(ball, use)(x)
-
-
-@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_data_that_are_not_finite_are_refused_in_an_unbounded_range_too(value: float) -> None:
-    with pytest.raises(ValueError, match="finite"):
-        LinfBall(0.1, -math.inf, math.inf).box(torch.tensor([[0.0, value]]))
-
-
-def test_the_ends_of_the_range_and_an_empty_batch_are_in_range() -> None:
-    LinfBall(0.1).check(torch.tensor([0.0, 1.0]))
-    assert LinfBall(0.1).box(torch.empty(0, 3)).lower.shape == (0, 3)
-
-
-@pytest.mark.parametrize("eps", [-0.1, math.nan, math.inf])
-def test_an_eps_that_is_no_radius_is_refused(eps: float) -> None:
-    with pytest.raises(ValueError, match=f"eps must be finite and not negative, got {eps}"):
-        LinfBall(eps)
-
-
-@pytest.mark.parametrize(("low", "high"), [(1.0, 0.0), (0.5, 0.5), (math.nan, 1.0), (0.0, math.nan)])
-def test_an_empty_data_range_is_refused(low: float, high: float) -> None:
-    with pytest.raises(ValueError, match=f"needs low < high, got low={low}, high={high}"):
-        LinfBall(0.1, low, high)
+def test_the_intersection_of_two_bounds_is_hand_worked() -> None:
+    first = Interval(torch.tensor([0.0, -2.0, 0.0]), torch.tensor([2.0, 5.0, 1.0]))
+    second = Interval(torch.tensor([1.0, -1.0, 2.0]), torch.tensor([3.0, 4.0, 3.0]))
+    # The last two boxes are disjoint: their intersection has its ends the wrong way round and holds no point.
+    assert [end.tolist() for end in first.intersect(second)] == [[1.0, -1.0, 2.0], [2.0, 4.0, 1.0]]
+    assert first.intersect(second).contains(torch.tensor([1.5, 0.0, 1.5])).tolist() == [True, True, False]

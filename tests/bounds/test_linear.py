@@ -1,65 +1,24 @@
-"""Chords and pulling: their closed-form backward passes against autograd's of the formula, in float64."""
+"""Backward substitution: its values and its closed-form backward pass against those of its formula, in float64."""
 
-from collections.abc import Callable
-from functools import partial
-
-import pytest
 import torch
-from torch import Tensor
 
-from paperlib import Interval
-from paperlib.bounds.curves import chord_above, chord_below, relu_chord
 from paperlib.bounds.linear import LinearFunction, LinearRelaxation, backward_substitute
 
 
-@pytest.mark.parametrize(("chord", "sign"), [(chord_above, 1), (chord_below, -1)])
-def test_the_backward_pass_of_a_chord_is_that_of_its_formula(chord: Callable, sign: int) -> None:
-    low = torch.randn(50).double().requires_grad_()
-    high = (low.detach() + 0.1 + torch.rand(50).double()).requires_grad_()
-    rate = torch.tensor(0.7).double().requires_grad_()  # a parameter of the layer
-    along = torch.randn(2, 50).double()
-
-    def function(v: Tensor) -> Tensor:
-        return sign * torch.exp(rate * v)
-
-    line = chord(function, lambda v: sign * rate.detach() * torch.exp(rate.detach() * v), Interval(low, high))
-    slope = (function(high) - function(low)) / (high - low)
-    expected = torch.autograd.grad(
-        (along[0] * slope + along[1] * (function(low) - slope * low)).sum(), [low, high, rate]
-    )
-    found = torch.autograd.grad((along[0] * line.slope + along[1] * line.offset).sum(), [low, high, rate])
-    for one, other in zip(found, expected, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
-
-
-def test_the_backward_pass_of_the_chord_of_relu_is_that_of_its_formula() -> None:
-    ends = [torch.tensor(end).double().requires_grad_() for end in ([-1.0, 0.5, -3.0, -0.1], [2.0, 0.75, -1.0, 5.0])]
-    along = torch.randn(2, 4).double()
-    p, q = ends[1].relu(), (-ends[0]).relu()
-    expected = torch.autograd.grad((along[0] * p / (p + q) + along[1] * p * q / (p + q)).sum(), ends)
-    found = torch.autograd.grad((along * torch.stack(relu_chord(Interval(*ends)))).sum(), ends)
-    for one, other in zip(found, expected, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
-
-
-@pytest.mark.parametrize("chord", [relu_chord, partial(chord_above, torch.exp, torch.exp)])
-def test_the_chord_of_a_point_has_a_finite_gradient(chord: Callable) -> None:
-    ends = [torch.tensor([-1.0, 0.0, 2.0], requires_grad=True) for _ in range(2)]
-    found = chord(Interval(*ends))
-    slope, offset = (found.slope, found.offset) if isinstance(found, LinearFunction) else found
-    assert all(part.isfinite().all() for part in torch.autograd.grad((slope + offset).sum(), ends))
-
-
-def test_pulling_is_choosing_a_line_by_the_sign_of_the_coefficient() -> None:
-    form, lines = torch.randn(3, 2, 5).double(), torch.randn(4, 2, 5).double()
-    leaves = [form.requires_grad_(), *(line.clone().requires_grad_() for line in lines)]
-    band = LinearRelaxation(LinearFunction(*leaves[1:3]), LinearFunction(*leaves[3:]))
+def test_substitution_takes_the_bound_by_the_sign_of_each_coefficient() -> None:
+    coefficients, functions = torch.randn(3, 2, 5).double(), torch.randn(4, 2, 5).double()
+    leaves = [coefficients.requires_grad_(), *(part.clone().requires_grad_() for part in functions)]
+    relaxation = LinearRelaxation(LinearFunction(*leaves[1:3]), LinearFunction(*leaves[3:]))
     along = torch.randn(2, 3, 2, 5).double()
-    slope, offset = (torch.where(form > 0, low, high) for low, high in zip(leaves[1:3], leaves[3:], strict=True))
-    expected = (form * slope, form * offset)
-    found = backward_substitute(form, band)
-    for one, other in zip(found, expected, strict=True):
+    slope, offset = (
+        torch.where(coefficients > 0, lower, upper) for lower, upper in zip(leaves[1:3], leaves[3:], strict=True)
+    )
+    formula = (coefficients * slope, coefficients * offset)
+    substituted = backward_substitute(coefficients, relaxation)
+    for one, other in zip(substituted, formula, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
-    found, expected = (torch.autograd.grad((along * torch.stack(each)).sum(), leaves) for each in (found, expected))
-    for one, other in zip(found, expected, strict=True):
+    gradients, expected = (
+        torch.autograd.grad((along * torch.stack(each)).sum(), leaves) for each in (substituted, formula)
+    )
+    for one, other in zip(gradients, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)

@@ -1,4 +1,4 @@
-"""Linear relaxations: lines around each layer on dense grids, transposes against unrolled matrices, in float64.
+"""Linear relaxations: bounds of each layer on dense grids, transposes against unrolled matrices, in float64.
 
 The allowance is eight units of rounding of the largest number that enters: slope times v, the offset, the value.
 """
@@ -14,7 +14,7 @@ from oracles import ROUNDING, audit, random_box
 from test_interval import AFFINE, COPIED, EXACT, drawn, unrolled
 from torch import Tensor, nn
 
-from paperlib import VAE, Bernoulli, Interval, LinfBall, elbo_bounds, interval_rule, relaxation_rule
+from paperlib import VAE, Bernoulli, Crown, CrownIBP, Interval, LinfBall, elbo_bounds, interval_rule, relaxation_rule
 from paperlib.bounds.curves import sigmoidal
 from paperlib.bounds.interval import affine
 from paperlib.bounds.linear import (
@@ -45,7 +45,7 @@ LAYERS = [
 ]
 EACH_LAYER = pytest.mark.parametrize("layer", LAYERS, ids=repr)
 ENDS = [
-    *[(-3.0, -0.5), (-60.0, -1.0), (0.25, 2.0), (1.0, 60.0)],  # the sign is known
+    *[(-3.0, -0.5), (-60.0, -1.0), (0.25, 2.0), (1.0, 60.0)],  # the sign is fixed
     *[(-1.0, 2.0), (-2.0, 0.5), (-1e-3, 50.0), (-50.0, 1e-3), (-1.0, 0.0), (0.0, 1.0)],
     *[(at, at + 1e-12) for at in (-30.0, -1.0, -5e-13, 0.0, 0.3, 19.0)],
     *[(at, at) for at in (-40.0, -1.0, 0.0, 1e-300, 0.7, 20.0, 40.0)],
@@ -70,36 +70,36 @@ def dense(box: Interval, count: int = 401) -> Tensor:
     return points.clamp(*box)
 
 
-def lines(bound: LinearFunction | AlphaRelaxation[LinearFunction]) -> Iterator[LinearFunction]:
-    """The line itself; of a choice both, where the search starts, and mixtures."""
+def members(bound: LinearFunction | AlphaRelaxation[LinearFunction]) -> Iterator[LinearFunction]:
+    """The bound itself; of a family of bounds the first and the second, the initial one, and others between them."""
     if isinstance(bound, AlphaRelaxation):
-        assert ((bound.weight >= 0) & (bound.weight <= 1)).all()
-        weights = (torch.full_like(bound.weight, share) for share in (0.25, 0.5, 0.9))
-        begun, same = initial_alpha(bound), bound.at(bound.weight)
+        assert ((bound.alpha >= 0) & (bound.alpha <= 1)).all()
+        alphas = (torch.full_like(bound.alpha, share) for share in (0.25, 0.5, 0.9))
+        initial, same = initial_alpha(bound), bound.at(bound.alpha)
         for part in ("slope", "offset"):
-            torch.testing.assert_close(getattr(begun, part), getattr(same, part), rtol=1e-12, atol=1e-12)
-        yield from (bound.first, bound.second, begun, *map(bound.at, weights))
-        yield bound.at(torch.rand_like(bound.weight))
+            torch.testing.assert_close(getattr(initial, part), getattr(same, part), rtol=1e-12, atol=1e-12)
+        yield from (bound.first, bound.second, initial, *map(bound.at, alphas))
+        yield bound.at(torch.rand_like(bound.alpha))
     else:
         yield bound
 
 
-def gap(line: LinearFunction, points: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-    """value - line, and the allowance for its rounding, [points, *shape]."""
-    product = line.slope * points
-    return values - (product + line.offset), ULPS * (product.abs() + line.offset.abs() + values.abs())
+def gap(function: LinearFunction, points: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    """value - function, and the allowance for its rounding, [points, *shape]."""
+    product = function.slope * points
+    return values - (product + function.offset), ULPS * (product.abs() + function.offset.abs() + values.abs())
 
 
-def assert_between(band: LinearRelaxation, points: Tensor, values: Tensor) -> None:
-    for line in lines(band.lower):
-        above, allowance = gap(line, points, values)
-        assert (above >= -allowance).all(), f"a lower line is too high by {-above.min():.3g}"
-    for line in lines(band.upper):
-        above, allowance = gap(line, points, values)
-        assert (above <= allowance).all(), f"an upper line is too low by {above.max():.3g}"
+def assert_between(relaxation: LinearRelaxation, points: Tensor, values: Tensor) -> None:
+    for function in members(relaxation.lower):
+        above, allowance = gap(function, points, values)
+        assert (above >= -allowance).all(), f"a lower bound is too high by {-above.min():.3g}"
+    for function in members(relaxation.upper):
+        above, allowance = gap(function, points, values)
+        assert (above <= allowance).all(), f"an upper bound is too low by {above.max():.3g}"
 
 
-def of(layer: nn.Module, box: Interval) -> LinearRelaxation:
+def relaxation_of(layer: nn.Module, box: Interval) -> LinearRelaxation | Affine:
     return apply_rule(relaxation_rule, type(layer).__name__, layer, box)
 
 
@@ -107,93 +107,94 @@ def of(layer: nn.Module, box: Interval) -> LinearRelaxation:
 
 
 @EACH_LAYER
-def test_lines_enclose_the_layer_on_boxes_of_every_kind(layer: nn.Module) -> None:
+def test_a_relaxation_encloses_the_layer_on_boxes_of_every_kind(layer: nn.Module) -> None:
     box = box_of(ENDS)
     points = dense(box, 1001)
-    assert_between(of(layer, box), points, layer(points.clone()))
+    assert_between(relaxation_of(layer, box), points, layer(points.clone()))
 
 
 @EACH_LAYER
 @settings(max_examples=10)
 @given(st.lists(BOX, min_size=1, max_size=20))
-def test_lines_enclose_the_layer_on_random_boxes(layer: nn.Module, ends: list) -> None:
+def test_a_relaxation_encloses_the_layer_on_random_boxes(layer: nn.Module, ends: list) -> None:
     box = box_of(ends)
     points = dense(box)
-    assert_between(of(layer, box), points, layer(points.clone()))
+    assert_between(relaxation_of(layer, box), points, layer(points.clone()))
 
 
 @EACH_LAYER
-def test_lines_touch_the_layer(layer: nn.Module) -> None:
-    """A line that holds but touches nowhere is loose for nothing."""
+def test_each_bound_touches_the_layer(layer: nn.Module) -> None:
+    """A bound that holds but touches nowhere is loose for nothing."""
     box = box_of([(-3.0, -0.5), (0.25, 2.0), (-1.0, 2.0), (-2.0, 0.5), (-1.0, 0.0), (0.0, 1.0), (0.7, 0.7)])
     points = dense(box)
     values = layer(points.clone())
     step = math.log1p(math.exp(-layer.threshold)) / layer.beta if isinstance(layer, nn.Softplus) else 0.0
-    band = of(layer, box)
-    for bound in (band.lower, band.upper):
-        for line in [bound.first, bound.second] if isinstance(bound, AlphaRelaxation) else [bound]:
-            assert (gap(line, points, values)[0].abs().amin(0) <= step + 1e-12).all()
+    relaxation = relaxation_of(layer, box)
+    for bound in (relaxation.lower, relaxation.upper):
+        for function in [bound.first, bound.second] if isinstance(bound, AlphaRelaxation) else [bound]:
+            assert (gap(function, points, values)[0].abs().amin(0) <= step + 1e-12).all()
 
 
 @EACH_LAYER
-def test_a_strip_holds_the_layer(layer: nn.Module) -> None:
+def test_a_parallel_relaxation_encloses_the_layer(layer: nn.Module) -> None:
     box = box_of(ENDS)
     points = dense(box, 1001)
     values = layer(points.clone())
-    found = parallel(of(layer, box), box)
-    allowance = ULPS * ((found.slope * points).abs() + values.abs() + found.middle.abs() + found.radius.abs())
-    assert ((values - found.slope * points - found.middle).abs() <= found.radius + allowance).all()
+    both = parallel(relaxation_of(layer, box), box)
+    allowance = ULPS * ((both.slope * points).abs() + values.abs() + both.middle.abs() + both.radius.abs())
+    assert ((values - both.slope * points - both.middle).abs() <= both.radius + allowance).all()
 
 
-def test_the_strip_of_relu_is_the_hand_worked_one() -> None:
-    # On [-1, 3] the chord is 3/4 (v + 1); the line of its slope below is 3/4 v: middle and radius are both 3/8.
-    found = parallel(of(nn.ReLU(), box_of([(-1.0, 3.0)])), box_of([(-1.0, 3.0)]))
-    assert [part.item() for part in (found.slope, found.middle, found.radius)] == [0.75, 0.375, 0.375]
+def test_the_parallel_relaxation_of_relu_is_the_hand_worked_one() -> None:
+    # On [-1, 3] the chord is 3/4 (v + 1); the bound of its slope below is 3/4 v: middle and radius are both 3/8.
+    box = box_of([(-1.0, 3.0)])
+    both = parallel(relaxation_of(nn.ReLU(), box), box)
+    assert [part.item() for part in (both.slope, both.middle, both.radius)] == [0.75, 0.375, 0.375]
 
 
-def test_the_lines_of_relu_are_the_hand_worked_ones() -> None:
-    band = of(nn.ReLU(), box_of([(-1.0, 3.0), (-3.0, 1.0), (1.0, 2.0), (-2.0, -1.0)]))
-    assert band.upper.slope.flatten().tolist() == [0.75, 0.25, 1.0, 0.0]
-    assert band.upper.offset.flatten().tolist() == [0.75, 0.75, 0.0, 0.0]
-    assert initial_alpha(band.lower).slope.flatten().tolist() == [1.0, 0.0, 1.0, 0.0]  # the smaller area; one, if known
-    assert band.lower.first.slope.flatten().tolist() == [0.0, 0.0, 1.0, 0.0]
-    assert band.lower.second.slope.flatten().tolist() == [1.0, 1.0, 1.0, 0.0]
+def test_the_relaxation_of_relu_is_the_hand_worked_one() -> None:
+    relaxation = relaxation_of(nn.ReLU(), box_of([(-1.0, 3.0), (-3.0, 1.0), (1.0, 2.0), (-2.0, -1.0)]))
+    assert relaxation.upper.slope.flatten().tolist() == [0.75, 0.25, 1.0, 0.0]
+    assert relaxation.upper.offset.flatten().tolist() == [0.75, 0.75, 0.0, 0.0]
+    # initially the slope that leaves the smaller area; where the sign is fixed there is one slope only
+    assert initial_alpha(relaxation.lower).slope.flatten().tolist() == [1.0, 0.0, 1.0, 0.0]
+    assert relaxation.lower.first.slope.flatten().tolist() == [0.0, 0.0, 1.0, 0.0]
+    assert relaxation.lower.second.slope.flatten().tolist() == [1.0, 1.0, 1.0, 0.0]
 
 
 @EACH_LAYER
 @settings(max_examples=10)
 @given(st.integers(0, 2**16))
-def test_a_form_pulled_back_stays_below(layer: nn.Module, seed: int) -> None:
+def test_substituted_coefficients_give_a_function_below(layer: nn.Module, seed: int) -> None:
     torch.manual_seed(seed)
-    box, form = random_box(2, 6), torch.randn(3, 2, 6).double()  # rows, batch, units
-    band, points = of(layer, box), dense(box, 41)
-    values = (form * layer(points.clone())[:, None]).sum(-1)  # [points, rows, batch]
-    for settle in (start, lambda bound: [*lines(bound)][-1]):
-        pulled, constant = backward_substitute(form, band, settle)
-        assert pulled.shape == form.shape
-        below = (pulled * points[:, None]).sum(-1) + constant.sum(-1)
+    box, coefficients = random_box(2, 6), torch.randn(3, 2, 6).double()  # rows, batch, units
+    relaxation, points = relaxation_of(layer, box), dense(box, 41)
+    values = (coefficients * layer(points.clone())[:, None]).sum(-1)  # [points, rows, batch]
+    for select_alpha in (initial_alpha, lambda bound: [*members(bound)][-1]):
+        substituted, offset = backward_substitute(coefficients, relaxation, select_alpha)
+        assert substituted.shape == coefficients.shape
+        below = (substituted * points[:, None]).sum(-1) + offset.sum(-1)
         assert (below <= values + ROUNDING * (1 + values.abs())).all()
-    one, zero = backward_substitute(form[0], band)  # rows are optional
-    assert torch.equal(one, backward_substitute(form, band)[0][0]) and torch.equal(
-        zero, backward_substitute(form, band)[1][0]
-    )
+    # rows are optional
+    alone, rows = backward_substitute(coefficients[0], relaxation), backward_substitute(coefficients, relaxation)
+    assert torch.equal(alone[0], rows[0][0]) and torch.equal(alone[1], rows[1][0])
 
 
 @EACH_LAYER
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_the_gradient_of_lines_is_finite_near_and_far(layer: nn.Module, dtype: torch.dtype) -> None:
+def test_the_gradient_of_a_relaxation_is_finite_near_and_far(layer: nn.Module, dtype: torch.dtype) -> None:
     ends = [end.to(dtype).requires_grad_() for end in box_of([*ENDS[:16], (-5.0, 500.0), (-2000.0, 1500.0)])]
-    band = of(layer, Interval(*ends))
-    for line in (initial_alpha(band.lower), initial_alpha(band.upper)):
-        if (line.slope + line.offset).requires_grad:
-            for gradient in torch.autograd.grad((line.slope + line.offset).sum(), ends, retain_graph=True):
+    relaxation = relaxation_of(layer, Interval(*ends))
+    for function in (initial_alpha(relaxation.lower), initial_alpha(relaxation.upper)):
+        if (function.slope + function.offset).requires_grad:
+            for gradient in torch.autograd.grad((function.slope + function.offset).sum(), ends, retain_graph=True):
                 assert torch.isfinite(gradient).all()
 
 
 @EACH_LAYER
 def test_the_given_box_stays_as_it_is(layer: nn.Module) -> None:
     box = box_of([(-1.0, 2.0), (-2.0, -1.0)])
-    of(layer, box)
+    relaxation_of(layer, box)
     assert box.lower.flatten().tolist() == [-1.0, -2.0] and box.upper.flatten().tolist() == [2.0, -1.0]
 
 
@@ -207,43 +208,45 @@ TRANSPOSED = AFFINE | COPIED | {name: EXACT[name] for name in ("flatten", "unfla
 @given(data=st.data())
 def test_a_transpose_is_that_of_the_unrolled_matrix(name: str, data: st.DataObject) -> None:
     layer, box = drawn(data, TRANSPOSED[name])
-    found = of(layer, box)
-    assert isinstance(found, Affine)
+    affine_layer = relaxation_of(layer, box)
+    assert isinstance(affine_layer, Affine)
     matrix, offset = unrolled(layer, box.lower.shape[1:])
     output = layer(box.lower)
-    form = torch.randn(3, *output.shape).double()
+    coefficients = torch.randn(3, *output.shape).double()
     close = {"rtol": ROUNDING, "atol": ROUNDING}
-    for lead in (form, form[0], form[:0]):  # several rows, none named, no row
-        pulled = found.transpose(lead)
-        assert pulled.shape == (*lead.shape[: lead.ndim - output.ndim + 1], *box.lower.shape[1:])
-        if len(lead):
-            expected = lead.flatten(1 - output.ndim) @ matrix
-            torch.testing.assert_close(pulled.flatten(1 - box.lower.ndim), expected, **close)
-        constant = (lead * found.offset).flatten(1 - output.ndim).sum(-1)
-        torch.testing.assert_close(constant, lead.flatten(1 - output.ndim) @ offset, **close)
-    exact = (form * layer(box.upper)).flatten(2).sum(2)
-    by_rule = (found.transpose(form) * box.upper).flatten(2).sum(2) + (form * found.offset).flatten(2).sum(2)
-    torch.testing.assert_close(by_rule, exact, **close)
+    for some in (coefficients, coefficients[0], coefficients[:0]):  # several rows, none named, no row
+        transposed = affine_layer.transpose(some)
+        assert transposed.shape == (*some.shape[: some.ndim - output.ndim + 1], *box.lower.shape[1:])
+        if len(some):
+            expected = some.flatten(1 - output.ndim) @ matrix
+            torch.testing.assert_close(transposed.flatten(1 - box.lower.ndim), expected, **close)
+        constant = (some * affine_layer.offset).flatten(1 - output.ndim).sum(-1)
+        torch.testing.assert_close(constant, some.flatten(1 - output.ndim) @ offset, **close)
+    value = (coefficients * layer(box.upper)).flatten(2).sum(2)
+    transposed = affine_layer.transpose(coefficients)
+    by_rule = (transposed * box.upper).flatten(2).sum(2) + (coefficients * affine_layer.offset).flatten(2).sum(2)
+    torch.testing.assert_close(by_rule, value, **close)
     with torch.no_grad():
-        assert torch.equal(of(layer, box).transpose(form), found.transpose(form).detach())
+        assert torch.equal(relaxation_of(layer, box).transpose(coefficients), transposed.detach())
 
 
 @pytest.mark.parametrize("layer", [nn.Linear(4, 3), nn.Conv2d(1, 2, 2, padding=1), nn.ConvTranspose2d(1, 2, 2, 2)])
 def test_a_transpose_is_differentiable_in_the_weight(layer: nn.Module) -> None:
     layer, shape = layer.double(), (4,) if isinstance(layer, nn.Linear) else (1, 2, 2)
-    form = torch.randn_like(layer(torch.zeros(2, *shape).double()))
+    coefficients = torch.randn_like(layer(torch.zeros(2, *shape).double()))
     weight = layer.weight.detach().clone().requires_grad_()
 
-    class Pulled(nn.Module):
+    class Transposed(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.layer = layer
 
-        def forward(self, form: Tensor) -> Tensor:
-            return of(self.layer, random_box(2, *shape)).transpose(form)
+        def forward(self, coefficients: Tensor) -> Tensor:
+            return relaxation_of(self.layer, random_box(2, *shape)).transpose(coefficients)
 
+    transposed = Transposed()
     assert torch.autograd.gradcheck(
-        lambda w: torch.func.functional_call(Pulled(), {"layer.weight": w}, (form,)), (weight,)
+        lambda w: torch.func.functional_call(transposed, {"layer.weight": w}, (coefficients,)), (weight,)
     )
 
 
@@ -284,7 +287,7 @@ def own_rules() -> Iterator[None]:
 
     @relaxation_rule.register
     def linear(layer: Scale, box: Interval) -> Affine:
-        return Affine(lambda form: form * layer.factor, layer.shift)
+        return Affine(lambda coefficients: coefficients * layer.factor, layer.shift)
 
     yield
     for kind in (Softsign, Scale):
@@ -298,14 +301,14 @@ def own_vae() -> VAE:
 
 
 @pytest.mark.usefixtures("own_rules")
-@pytest.mark.parametrize("method", ["crown-ibp", "crown"])
-def test_one_more_rule_for_each_layer_of_the_users_own_is_enough(method: str) -> None:
+@pytest.mark.parametrize("method", [CrownIBP, Crown])
+def test_one_more_rule_for_each_layer_of_the_users_own_is_enough(method: type[CrownIBP]) -> None:
     box = box_of(ENDS)
     points = dense(box)
-    assert_between(of(Softsign(), box), points, Softsign()(points))
+    assert_between(relaxation_of(Softsign(), box), points, Softsign()(points))
     vae, x, noise = own_vae(), torch.rand(3, 3).double(), torch.randn(3, 2).double()
-    audit(vae, x, 0.2, noise, "perturbed", method, steps=(0, 3))
-    linear, interval = (elbo_bounds(vae, x, LinfBall(0.2), noise, name) for name in (method, "ibp"))
+    audit(vae, x, 0.2, noise, "perturbed", [method(), method(alpha_steps=3)])
+    linear, interval = (elbo_bounds(vae, x, LinfBall(0.2), noise, each) for each in (method(), "ibp"))
     assert (linear.lower > interval.lower).all()
 
 

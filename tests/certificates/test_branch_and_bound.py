@@ -2,20 +2,32 @@
 
 import math
 from collections.abc import Callable
-from importlib import import_module
 from itertools import pairwise
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from oracles import LIKELIHOODS, ROUNDING, TARGETS, grid, points_of, reference_elbo
+from oracles import LIKELIHOODS, ROUNDING, TARGETS, audit_case, grid, points_of, reference_elbo
 from torch import Tensor, nn
 
-from paperlib import VAE, Gaussian, Interval, LinfBall, elbo, elbo_bounds, mlp_vae, pgd
-from paperlib.certificates.branch_and_bound import DIMENSIONS, ToleranceError, exact_bounds, minimum
+from paperlib import (
+    VAE,
+    BranchAndBound,
+    Gaussian,
+    Interval,
+    LinfBall,
+    certificate,
+    certify,
+    elbo,
+    elbo_bounds,
+    mlp_vae,
+    pgd,
+)
+from paperlib.certificates import branch_and_bound
+from paperlib.certificates.branch_and_bound import DIMENSIONS, Subproblems, ToleranceError, exact_bounds, minimum
+from paperlib.certificates.intervals import IntervalBounds
 
-exact = import_module("paperlib.exact")
 ACTIVATIONS = {"relu": nn.ReLU, "softplus": nn.Softplus, "tanh": nn.Tanh}
 SIDE = {1: 1001, 2: 61, 3: 21}  # points along a side of the oracle's grid
 
@@ -49,8 +61,8 @@ def target_box(box: Interval, target: str) -> Interval:
 
 
 def least(function: Callable[[Tensor], Tensor], lower: Tensor, upper: Tensor) -> float:
-    """The least value met of a function of points [count, size] on a box [size]: on a dense grid, then by chance around
-    the ten best points, ever closer."""
+    """The least value of a function of points [count, size] on a box [size], by search: on a dense grid, then at random
+    points around the ten best, ever closer."""
     axes = [grid(low, up, SIDE[len(lower)]) for low, up in zip(lower.tolist(), upper.tolist(), strict=True)]
     points = torch.cartesian_prod(*axes).view(-1, len(lower))
     best = points[function(points).topk(10, largest=False).indices]
@@ -65,7 +77,7 @@ def least(function: Callable[[Tensor], Tensor], lower: Tensor, upper: Tensor) ->
 
 
 def true_range(vae: VAE, box: Interval, noise: Tensor, target: str) -> list[tuple[float, float]]:
-    """Smallest and largest reference ELBO over each box, as far as `least` finds them."""
+    """Smallest and largest reference ELBO over each box, by `least`."""
     ranges = []
     for lower, upper, draw, x in zip(*box, noise, box.center, strict=True):
 
@@ -160,11 +172,11 @@ def test_a_box_without_width_gives_the_elbo_bit_for_bit(likelihood: str, target:
 def test_nested_boxes_have_nested_bounds_to_within_tol(target: str) -> None:
     vae, x, noise = random_vae(2, "relu", "gaussian"), torch.rand(4, 2).double(), torch.randn(4, 2).double()
     point = Interval(x, x)
-    found = []
+    nested = []
     for eps in (0.05, 0.1):
         box = LinfBall(eps).box(x)
-        found.append(exact_bounds(vae, box, noise, box if target == "perturbed" else point, tol=1e-3))
-    for inner, outer in pairwise(found):
+        nested.append(exact_bounds(vae, box, noise, box if target == "perturbed" else point, tol=1e-3))
+    for inner, outer in pairwise(nested):
         assert (outer.lower <= inner.lower + 1e-3).all() and (inner.upper - 1e-3 <= outer.upper).all()
 
 
@@ -179,9 +191,8 @@ def test_an_image_of_three_pixels_is_like_a_vector() -> None:
         2,
     )
     shaped = box.map(lambda end: end.view(3, *shape))
-    for end, expected in zip(
-        exact_bounds(image, shaped, noise, shaped), exact_bounds(flat, box, noise, box), strict=True
-    ):
+    bounds = exact_bounds(image, shaped, noise, shaped, tol=1e-3), exact_bounds(flat, box, noise, box, tol=1e-3)
+    for end, expected in zip(*bounds, strict=True):
         torch.testing.assert_close(end, expected, rtol=ROUNDING, atol=ROUNDING)
 
 
@@ -189,8 +200,8 @@ def test_examples_share_one_search_and_keep_their_own_answers(monkeypatch: pytes
     vae, box, noise = random_vae(1, "relu", "gaussian"), random_box(1), torch.randn(3, 2).double()
     truth = true_range(vae, box, noise, "perturbed")
     for chunk in (3, 512):
-        monkeypatch.setattr(exact, "CHUNK", chunk)
-        assert_exact(exact_bounds(vae, box, noise, box), truth, tol=1e-3)
+        monkeypatch.setattr(branch_and_bound, "CHUNK", chunk)
+        assert_exact(exact_bounds(vae, box, noise, box, tol=1e-3), truth, tol=1e-3)
 
 
 @settings(max_examples=20)
@@ -200,7 +211,7 @@ def test_examples_share_one_search_and_keep_their_own_answers(monkeypatch: pytes
     seed=st.integers(0, 100),
     tol=st.sampled_from([1e-1, 1e-3]),
 )
-def test_the_least_of_a_wave_is_found(corner: list[float], width: float, seed: int, tol: float) -> None:
+def test_the_minimum_of_a_wave_is_the_closed_form(corner: list[float], width: float, seed: int, tol: float) -> None:
     # sum of cos(3 x): on [a, b] a term is least with -1 if an odd multiple of pi lies in [3a, 3b], else at an end
     lower = torch.tensor([corner]).double()
     box = Interval(
@@ -214,12 +225,12 @@ def test_the_least_of_a_wave_is_found(corner: list[float], width: float, seed: i
     crest = (3 * box.upper / math.pi - 1).div(2).floor() * 2 + 1
     ends = torch.minimum(torch.cos(3 * box.lower), torch.cos(3 * box.upper))
     truth = torch.where(crest * math.pi >= 3 * box.lower, -1.0, ends).sum(1)
-    found = minimum(lambda x, example: torch.cos(3 * x).sum(1), bound, box, tol)
-    assert truth - tol <= found <= truth + ROUNDING
+    value = minimum(lambda x, example: torch.cos(3 * x).sum(1), bound, box, tol)
+    assert truth - tol <= value <= truth + ROUNDING
 
 
 def test_memory_is_bounded_by_the_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(exact, "CHUNK", 4)
+    monkeypatch.setattr(branch_and_bound, "CHUNK", 4)
     rows = []
 
     def bound(part: Interval, example: Tensor) -> Tensor:
@@ -233,29 +244,38 @@ def test_memory_is_bounded_by_the_chunk(monkeypatch: pytest.MonkeyPatch) -> None
 
 # Bugs that must not survive the audit
 
-real_halves, real_boxes = exact._halves, exact.boxes
+real_halves, real_bounds = branch_and_bound._halves, IntervalBounds.of
 
 
-def shrunk(parts: object) -> object:
-    halves = real_halves(parts)
-    return exact.Parts(
-        Interval(halves.box.center - 0.9 * halves.box.radius, halves.box.upper), halves.example, halves.bound
-    )
+def shrunk(subproblems: Subproblems) -> Subproblems:
+    halves = real_halves(subproblems)
+    lower = halves.box.center - 0.9 * halves.box.radius
+    return Subproblems(Interval(lower, halves.box.upper), halves.example, halves.bound)
 
 
-BUGS: dict[str, tuple[str, Callable]] = {
-    "parts are dropped the wrong way round": ("_close", lambda bound, best, tol: bound <= best - tol),
-    "every part is good enough": ("_close", lambda bound, best, tol: torch.ones_like(bound, dtype=torch.bool)),
-    "the tolerance is added": ("_close", lambda bound, best, tol: bound >= best + tol),
-    "the tolerance is ten times wider": ("_close", lambda bound, best, tol: bound >= best - 10 * tol),
-    "the second halves are forgotten": ("_halves", lambda parts: real_halves(parts)[: len(parts)]),
-    "the first halves are forgotten": ("_halves", lambda parts: real_halves(parts)[len(parts) :]),
-    "halves leave a gap": ("_halves", shrunk),
-    "a part keeps the bound of its box": ("_halves", lambda parts: parts + parts),
-    "the target's box is ignored": (
-        "boxes",
-        lambda vae, box, noise, target: real_boxes(vae, box, noise, Interval(target.center, target.center)),
+def target_at_its_center(vae: VAE, box: Interval, noise: Tensor, target: Interval) -> IntervalBounds:
+    return real_bounds(vae, box, noise, Interval(target.center, target.center))
+
+
+# bug -> what is replaced where
+BUGS: dict[str, tuple[object, str, Callable]] = {
+    "subproblems are closed the wrong way round": (
+        branch_and_bound,
+        "_close",
+        lambda bound, best, tol: bound <= best - tol,
     ),
+    "every subproblem is closed": (
+        branch_and_bound,
+        "_close",
+        lambda bound, best, tol: torch.ones_like(bound, dtype=torch.bool),
+    ),
+    "the tolerance is added": (branch_and_bound, "_close", lambda bound, best, tol: bound >= best + tol),
+    "the tolerance is ten times wider": (branch_and_bound, "_close", lambda bound, best, tol: bound >= best - 10 * tol),
+    "the second halves are forgotten": (branch_and_bound, "_halves", lambda parts: real_halves(parts)[: len(parts)]),
+    "the first halves are forgotten": (branch_and_bound, "_halves", lambda parts: real_halves(parts)[len(parts) :]),
+    "halves leave a gap": (branch_and_bound, "_halves", shrunk),
+    "a subproblem is never halved": (branch_and_bound, "_halves", lambda parts: parts + parts),
+    "the target's box is ignored": (IntervalBounds, "of", target_at_its_center),
 }
 
 
@@ -270,9 +290,9 @@ def test_the_audit_passes_without_a_bug() -> None:
 
 @pytest.mark.parametrize("name", BUGS)
 def test_the_audit_fails_when(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    place, broken = BUGS[name]
-    monkeypatch.setattr(exact, place, broken)
-    monkeypatch.setattr(exact, "LIMIT", 3000)
+    place, attribute, broken = BUGS[name]
+    monkeypatch.setattr(place, attribute, broken)
+    monkeypatch.setattr(branch_and_bound, "LIMIT", 3000)
     with pytest.raises((AssertionError, ToleranceError)):
         audit_all()
 
@@ -282,36 +302,61 @@ def test_the_audit_fails_when(name: str, monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_a_search_that_passes_its_limit_claims_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     vae, box, noise = random_vae(2, "relu", "gaussian"), random_box(2), torch.randn(3, 2).double()
-    monkeypatch.setattr(exact, "LIMIT", 10)
-    with pytest.raises(ToleranceError, match="tol=1e-06 nats on 10 parts: raise tol"):
+    monkeypatch.setattr(branch_and_bound, "LIMIT", 10)
+    with pytest.raises(ToleranceError, match="tol=1e-06 nats on 10 subproblems: raise tol"):
         exact_bounds(vae, box, noise, box, tol=1e-6)
 
 
 def test_a_tolerance_below_rounding_and_an_elbo_that_is_no_number_are_errors(monkeypatch: pytest.MonkeyPatch) -> None:
     vae, box, noise = random_vae(2, "relu", "gaussian"), random_box(2), torch.randn(3, 2).double()
-    monkeypatch.setattr(exact, "LIMIT", 500)
+    monkeypatch.setattr(branch_and_bound, "LIMIT", 500)
     with pytest.raises(ToleranceError, match="raise tol"):
         exact_bounds(vae, box, noise, box, tol=1e-30)
     vae.decoder[-1].bias.data[0] = math.nan
     with pytest.raises(ToleranceError):
-        exact_bounds(vae, box, noise, box)
+        exact_bounds(vae, box, noise, box, tol=1e-3)
 
 
 @pytest.mark.parametrize("shape", [(4,), (2, 2), (1, 28, 28)])
 def test_more_than_three_inputs_are_refused(shape: tuple[int, ...]) -> None:
     vae, x = mlp_vae(shape, (4,), 2).double(), torch.rand(1, *shape).double()
     with pytest.raises(ValueError, match=rf"at most {DIMENSIONS} dimensions, got {math.prod(shape)}"):
-        exact_bounds(vae, Interval(x, x), torch.zeros(1, 2).double(), Interval(x, x))
+        exact_bounds(vae, Interval(x, x), torch.zeros(1, 2).double(), Interval(x, x), tol=1e-3)
 
 
 @pytest.mark.parametrize("tol", [0.0, -1e-3, math.nan, math.inf])
 def test_a_tolerance_that_is_not_positive_is_refused(tol: float) -> None:
-    box = random_box(2)
-    with pytest.raises(ValueError, match="tol must be positive and finite"):
-        exact_bounds(random_vae(2, "relu", "gaussian"), box, torch.zeros(3, 2).double(), box, tol)
+    with pytest.raises(ValueError, match=f"tol must be positive and finite, in nats, got {tol}"):
+        BranchAndBound(tol)
 
 
 def test_another_box_is_no_target() -> None:
-    box = random_box(2)
-    with pytest.raises(ValueError, match="own box or a single point"):
-        exact_bounds(random_vae(2, "relu", "gaussian"), box, torch.zeros(3, 2).double(), Interval(box.lower, box.upper))
+    box, other = random_box(2), random_box(2)
+    same = Interval(box.lower, box.upper)
+    for target in (same, other):
+        with pytest.raises(ValueError, match="own box or a single point"):
+            exact_bounds(random_vae(2, "relu", "gaussian"), box, torch.zeros(3, 2).double(), target, tol=1e-3)
+
+
+# As a method
+
+
+@EACH_TARGET
+@pytest.mark.parametrize("tol", [1e-1, 1e-3])
+def test_the_method_gives_the_exact_bounds_of_the_ball(target: str, tol: float) -> None:
+    vae, x, noise = audit_case("mlp", "gaussian")
+    ball, method = LinfBall(0.1), BranchAndBound(tol)
+    box = ball.box(x)
+    expected = exact_bounds(vae, box, noise, box if target == "perturbed" else Interval(x, x), tol)
+    bounds = elbo_bounds(vae, x, ball, noise, method, target)
+    assert torch.equal(bounds.lower, expected.lower) and torch.equal(bounds.upper, expected.upper)
+    assert torch.equal(certificate(vae, x, ball, noise, method, target), expected.lower)
+    looser = elbo_bounds(vae, x, ball, noise, "crown", target)
+    assert (looser.lower <= bounds.lower + 1e-9).all() and (bounds.upper <= looser.upper + 1e-9).all()
+
+
+def test_exact_is_refused_where_rounding_counts() -> None:
+    vae, x, noise = audit_case("mlp")
+    for bound in (elbo_bounds, certificate, certify):
+        with pytest.raises(ValueError, match="branch and bound holds in real arithmetic: with sound=True use another"):
+            bound(vae, x, LinfBall(0.1), noise, method="exact", sound=True)

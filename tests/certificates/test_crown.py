@@ -9,13 +9,27 @@ from hypothesis import strategies as st
 from oracles import CASES, LIKELIHOODS, ROUNDING, TARGETS, audit, audit_case, hard_points, values_at
 from torch import Tensor, nn
 
-from paperlib import VAE, Gaussian, Interval, LinfBall, TrainConfig, conv_vae, elbo, elbo_bounds, mlp_vae, pgd, train
-from paperlib.certificates import backward as crown
+from paperlib import (
+    VAE,
+    Crown,
+    CrownIBP,
+    Gaussian,
+    Interval,
+    LinfBall,
+    TrainConfig,
+    conv_vae,
+    elbo,
+    elbo_bounds,
+    mlp_vae,
+    pgd,
+    train,
+)
+from paperlib.certificates.backward import RelaxedVAE, linear_upper
 from paperlib.certificates.evaluation import ALLOWANCE
 from paperlib.certificates.intervals import IntervalBounds
 from paperlib.data.datasets import Dataset
 
-METHODS = ["crown-ibp", "crown"]
+METHODS = [CrownIBP, Crown]
 NO_SHRINKING = [Phase.generate]  # the seed says it all, and an audit takes a while
 EACH_METHOD = pytest.mark.parametrize("method", METHODS)
 EACH_TARGET = pytest.mark.parametrize("target", TARGETS)
@@ -26,10 +40,10 @@ EACH_LIKELIHOOD = pytest.mark.parametrize("likelihood", LIKELIHOODS)
 @EACH_TARGET
 @pytest.mark.parametrize("likelihood", ["bernoulli", "gaussian"])
 @pytest.mark.parametrize("case", CASES)
-def test_linear_bounds_pass_the_audit(case: str, likelihood: str, target: str, method: str) -> None:
+def test_linear_bounds_pass_the_audit(case: str, likelihood: str, target: str, method: type[CrownIBP]) -> None:
     vae, x, noise = audit_case(case, likelihood)
     for eps in (0.02, 0.3):
-        audit(vae, x, eps, noise, target, method, steps=(0, 3))
+        audit(vae, x, eps, noise, target, [method(), method(alpha_steps=3)])
 
 
 @EACH_METHOD
@@ -44,11 +58,19 @@ def test_linear_bounds_pass_the_audit(case: str, likelihood: str, target: str, m
     likelihood=st.sampled_from(sorted(LIKELIHOODS)),
 )
 def test_random_networks_of_any_depth_pass_the_audit(
-    target: str, method: str, seed: int, hidden: list[int], size: int, latent: int, eps: float, likelihood: str
+    target: str,
+    method: type[CrownIBP],
+    seed: int,
+    hidden: list[int],
+    size: int,
+    latent: int,
+    eps: float,
+    likelihood: str,
 ) -> None:
     torch.manual_seed(seed)
     vae = mlp_vae((size,), tuple(hidden), latent, LIKELIHOODS[likelihood]()).double()
-    audit(vae, torch.rand(2, size).double(), eps, torch.randn(2, latent).double(), target, method, steps=(0, 2))
+    x, noise = torch.rand(2, size).double(), torch.randn(2, latent).double()
+    audit(vae, x, eps, noise, target, [method(), method(alpha_steps=2)])
 
 
 @EACH_METHOD
@@ -56,11 +78,12 @@ def test_random_networks_of_any_depth_pass_the_audit(
 @settings(max_examples=5, phases=NO_SHRINKING)
 @given(seed=st.integers(0, 2**16), channels=st.sampled_from([(2,), (2, 3)]), eps=st.floats(0, 0.5))
 def test_random_convolutions_pass_the_audit(
-    target: str, method: str, seed: int, channels: tuple[int, ...], eps: float
+    target: str, method: type[CrownIBP], seed: int, channels: tuple[int, ...], eps: float
 ) -> None:
     torch.manual_seed(seed)
     vae = conv_vae((2, 4, 4), channels, 2).double()
-    audit(vae, torch.rand(2, 2, 4, 4).double(), eps, torch.randn(2, 2).double(), target, method, steps=(0, 2))
+    x, noise = torch.rand(2, 2, 4, 4).double(), torch.randn(2, 2).double()
+    audit(vae, x, eps, noise, target, [method(), method(alpha_steps=2)])
 
 
 # Closed forms
@@ -77,7 +100,9 @@ def affine_vae(scale: float, latent: int = 2, size: int = 4) -> VAE:
 @EACH_TARGET
 @pytest.mark.parametrize("eps", [0.0, 0.05, 0.4])
 @pytest.mark.parametrize("scale", [0.2, 1.0])
-def test_an_affine_vae_has_the_bounds_of_its_closed_form(scale: float, eps: float, target: str, method: str) -> None:
+def test_an_affine_vae_has_the_bounds_of_its_closed_form(
+    scale: float, eps: float, target: str, method: type[CrownIBP]
+) -> None:
     # The ELBO is  sum of -distance^2 / (2 scale^2)  and of  -mean^2 / 2, both affine in x, and a constant.
     # Each -v^2 / 2 is above its chord  -(low + high) v / 2 + low high / 2  and below its tangent  -at v + at^2 / 2.
     vae = affine_vae(scale)
@@ -88,8 +113,8 @@ def test_an_affine_vae_has_the_bounds_of_its_closed_form(scale: float, eps: floa
     D, log_var = vae.decoder.weight, vae.encoder.bias[2:]
     b = D @ (a + (log_var / 2).exp() * noise[0]) + vae.decoder.bias
     mean, mean_radius = A @ x[0] + a, eps * A.abs().sum(1)
-    # "crown" knows the outputs' true box, interval propagation bounds each latent on its own
-    spread = eps * (D @ A).abs().sum(1) if method == "crown" else D.abs() @ mean_radius
+    # CROWN's boxes of the outputs are the true ones, interval propagation bounds each latent on its own
+    spread = eps * (D @ A).abs().sum(1) if method is Crown else D.abs() @ mean_radius
     follows = torch.eye(4).double() * (target == "perturbed")  # of the target
     wide = spread + eps * follows.sum(1)
     distance = D @ A @ x[0] + b - x[0]
@@ -110,15 +135,15 @@ def test_an_affine_vae_has_the_bounds_of_its_closed_form(scale: float, eps: floa
         slope = fit[0] / scale**2 @ (D @ A - follows) + kl[0] @ A
         at_center = (fit[0] * distance + fit[1]).sum() / scale**2 + (kl[0] * mean + kl[1]).sum()
         expected.append(at_center + constant + sign * eps * slope.abs().sum())
-    found = elbo_bounds(vae, x, LinfBall(eps), noise, method, target)
+    linear = elbo_bounds(vae, x, LinfBall(eps), noise, method(), target)
     interval = elbo_bounds(vae, x, LinfBall(eps), noise, "ibp", target)
     lower, upper = torch.maximum(interval.lower, expected[0]), torch.minimum(interval.upper, expected[1])
-    torch.testing.assert_close(found.lower, lower, rtol=ROUNDING, atol=ROUNDING)
-    torch.testing.assert_close(found.upper, upper, rtol=ROUNDING, atol=ROUNDING)
+    torch.testing.assert_close(linear.lower, lower, rtol=ROUNDING, atol=ROUNDING)
+    torch.testing.assert_close(linear.upper, upper, rtol=ROUNDING, atol=ROUNDING)
 
 
 @EACH_METHOD
-def test_a_hand_worked_vae_has_the_hand_worked_linear_bounds(method: str) -> None:
+def test_a_hand_worked_vae_has_the_hand_worked_linear_bounds(method: type[CrownIBP]) -> None:
     # mean = x', log_var = 0, noise = 0, output = z + 1: the output is always 1 above x', with x' in [1/4, 3/4].
     # Intervals do not see this: distance in [1/2, 3/2], mean in [1/4, 3/4], so
     #   lower = -(3/2)^2 / 2 - (3/4)^2 / 2 = -45/32,   upper = -(1/2)^2 / 2 - (1/4)^2 / 2 = -5/32.
@@ -126,7 +151,7 @@ def test_a_hand_worked_vae_has_the_hand_worked_linear_bounds(method: str) -> Non
     #   lower = -1 + 3/8 - 3/8 + 3/32 = -29/32 at x' = 3/4.
     # Tangents: -d^2 / 2 <= -d / 2 + 1/8 (at d = 1/2) and -mean^2 / 2 <= -mean / 2 + 1/8 (at mean = 1/2), so
     #   upper = -3/8 + 0 = -3/8 at x' = 1/4.  Truly the ELBO is -1/2 - x'^2 / 2, in [-25/32, -17/32].
-    # All less log(2 pi) / 2. The boxes of "crown" are the same: each is reached.
+    # All less log(2 pi) / 2. The boxes of CROWN are the same: each is reached.
     encoder, decoder = nn.Linear(1, 2), nn.Linear(1, 1)
     encoder.weight.data, encoder.bias.data = torch.tensor([[1.0], [0.0]]), torch.zeros(2)
     decoder.weight.data, decoder.bias.data = torch.ones(1, 1), torch.ones(1)
@@ -134,30 +159,30 @@ def test_a_hand_worked_vae_has_the_hand_worked_linear_bounds(method: str) -> Non
     x, noise, constant = torch.tensor([[0.5]]).double(), torch.zeros(1, 1).double(), math.log(2 * math.pi) / 2
     interval = elbo_bounds(vae, x, LinfBall(0.25), noise)
     assert [end.item() for end in interval] == pytest.approx([-45 / 32 - constant, -5 / 32 - constant], rel=1e-13)
-    linear = elbo_bounds(vae, x, LinfBall(0.25), noise, method)
+    linear = elbo_bounds(vae, x, LinfBall(0.25), noise, method())
     assert [end.item() for end in linear] == pytest.approx([-29 / 32 - constant, -3 / 8 - constant], rel=1e-13)
     # With the clean target d = z + 1/2 in [3/4, 5/4] and both terms are worst at x' = 3/4: the lower end is exact,
     # -(5/4)^2 / 2 - (3/4)^2 / 2 = -17/16.
-    clean = elbo_bounds(vae, x, LinfBall(0.25), noise, method, target="clean")
+    clean = elbo_bounds(vae, x, LinfBall(0.25), noise, method(), target="clean")
     assert clean.lower.item() == pytest.approx(-17 / 16 - constant, rel=1e-13)
 
 
-def test_the_search_finds_the_hand_worked_mixture() -> None:
+def test_the_optimisation_of_alpha_ends_at_the_hand_worked_one() -> None:
     # mean = relu(u) - u with u = x' - 1/2 in [-1/4, 1/4], log_var = 0, and the decoder says 1 whatever z is: with the
     # clean target 1/2 only the mean moves. Its interval is [-1/4, 1/2] (in truth [0, 1/4]), and there
     #   -mean^2 / 2 <= 1/128 - mean / 8,  the tangent at 1/8.
-    # The lower line of relu is weight * u, weight in [0, 1]: so the bound is 1/128 + (1 - weight) u / 8, largest
-    # at u = 1/4. It is 5/128 at weight 0, where the search starts, and 1/128 at weight 1.
+    # The lower bound of relu is alpha * u, alpha in [0, 1]: so the ELBO's is 1/128 + (1 - alpha) u / 8, largest at
+    # u = 1/4. It is 5/128 at alpha 0, where the optimisation begins, and 1/128 at alpha 1.
     first, second, decoder = nn.Linear(1, 2), nn.Linear(2, 2), nn.Linear(1, 1)
-    first.weight.data, first.bias.data = torch.ones(2, 1), torch.tensor([-0.5, 10.0])  # the second unit is never cut
+    first.weight.data, first.bias.data = torch.ones(2, 1), torch.tensor([-0.5, 10.0])  # the second unit is positive
     second.weight.data, second.bias.data = torch.tensor([[1.0, -1.0], [0.0, 0.0]]), torch.tensor([10.5, 0.0])
     decoder.weight.data, decoder.bias.data = torch.zeros(1, 1), torch.ones(1)
     vae = VAE(nn.Sequential(first, nn.ReLU(), second), decoder, Gaussian(), 1).double()
     x, noise = torch.tensor([[0.5]]).double(), torch.zeros(1, 1).double()
-    relaxed = crown.relax(vae, IntervalBounds.of(vae, LinfBall(0.25).box(x), noise, Interval(x, x)), noise)
+    relaxed = RelaxedVAE.of(vae, IntervalBounds.of(vae, LinfBall(0.25).box(x), noise, Interval(x, x)), noise)
     constant = 1 / 8 + math.log(2 * math.pi) / 2  # the density of 1/2 around 1
-    assert crown.upper(relaxed).item() == pytest.approx(5 / 128 - constant, rel=1e-13)
-    assert crown.upper(relaxed, steps=20).item() == pytest.approx(1 / 128 - constant, rel=1e-13)
+    assert linear_upper(relaxed).item() == pytest.approx(5 / 128 - constant, rel=1e-13)
+    assert linear_upper(relaxed, alpha_steps=20).item() == pytest.approx(1 / 128 - constant, rel=1e-13)
 
 
 # A model that was trained
@@ -184,15 +209,15 @@ def trained() -> tuple[VAE, Tensor, Tensor]:
 Trained = tuple[VAE, Tensor, Tensor]
 
 
-def test_a_trained_model_is_bounded_better_by_lines_and_best_by_refined_boxes(trained: Trained) -> None:
+def test_a_trained_model_is_bounded_better_by_linear_bounds_and_best_over_refined_boxes(trained: Trained) -> None:
     vae, x, noise = trained
     ball = LinfBall(0.02)
-    ibp, crown_ibp, refined = (elbo_bounds(vae, x, ball, noise, method) for method in ("ibp", *METHODS))
-    searched = elbo_bounds(vae, x, ball, noise, "crown", steps=20)
+    ibp, crown_ibp, refined = (elbo_bounds(vae, x, ball, noise, method) for method in ("ibp", "crown-ibp", "crown"))
+    optimized = elbo_bounds(vae, x, ball, noise, Crown(alpha_steps=20))
     assert (ibp.lower < crown_ibp.lower).all() and (ibp.upper > crown_ibp.upper).all()
     assert (crown_ibp.lower < refined.lower).all() and (crown_ibp.upper > refined.upper).all()
-    assert (refined.lower <= searched.lower).all() and (refined.lower < searched.lower).any()
-    assert (refined.upper >= searched.upper).all() and (refined.upper > searched.upper).any()
+    assert (refined.lower <= optimized.lower).all() and (refined.lower < optimized.lower).any()
+    assert (refined.upper >= optimized.upper).all() and (refined.upper > optimized.upper).any()
 
 
 @pytest.mark.parametrize("eps", [0.01, 0.05, 0.2])
@@ -215,11 +240,11 @@ def test_a_hunt_of_100_000_points_finds_no_violation(trained: Trained, target: s
             meet((box.lower + (box.upper - box.lower) * place).clamp(*box))
     meet(hard_points(vae, x, eps, noise, target, turns=8))
     with torch.enable_grad():
-        found = pgd(vae, x, ball, noise, steps=20, restarts=2, target=target)
-    meet(found[None])
+        attacked = pgd(vae, x, ball, noise, steps=20, restarts=2, target=target)
+    meet(attacked[None])
     for method in METHODS:
-        for steps in (0, 5):
-            bounds = elbo_bounds(vae, x, ball, noise, method, target, steps)
+        for alpha_steps in (0, 5):
+            bounds = elbo_bounds(vae, x, ball, noise, method(alpha_steps), target)
             assert (bounds.lower <= worst + ALLOWANCE * (1 + worst.abs())).all()
             assert (bounds.upper >= best - ALLOWANCE * (1 + best.abs())).all()
 
@@ -228,25 +253,25 @@ def test_a_hunt_of_100_000_points_finds_no_violation(trained: Trained, target: s
 @EACH_TARGET
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_an_eps_of_zero_gives_the_elbo_of_a_trained_model_bit_for_bit(
-    trained: Trained, dtype: torch.dtype, target: str, method: str
+    trained: Trained, dtype: torch.dtype, target: str, method: type[CrownIBP]
 ) -> None:
     vae, x, noise = trained
     vae, x, noise = vae.in_float64().to(dtype), x.to(dtype), noise.to(dtype)
-    for steps in (0, 3):
-        bounds = elbo_bounds(vae, x, LinfBall(0.0), noise, method, target, steps)
+    for alpha_steps in (0, 3):
+        bounds = elbo_bounds(vae, x, LinfBall(0.0), noise, method(alpha_steps), target)
         assert torch.equal(bounds.lower, bounds.upper)
         assert torch.equal(bounds.lower, elbo(vae, x, noise))
 
 
 @EACH_METHOD
-def test_float32_bounds_are_those_of_float64_to_within_2e_5(trained: Trained, method: str) -> None:
+def test_float32_bounds_are_those_of_float64_to_within_2e_5(trained: Trained, method: type[CrownIBP]) -> None:
     vae, x, noise = trained
     single = vae.in_float64().float()
     points = hard_points(single.in_float64(), x.float().double(), 0.05, noise.float().double(), "perturbed")
     values = values_at(single.in_float64(), points, x.float().double(), noise.float().double(), "perturbed")
-    for steps in (0, 5):
-        rough = elbo_bounds(single, x.float(), LinfBall(0.05), noise.float(), method, steps=steps)
-        fine = elbo_bounds(vae, x, LinfBall(0.05), noise, method, steps=steps)
+    for alpha_steps in (0, 5):
+        rough = elbo_bounds(single, x.float(), LinfBall(0.05), noise.float(), method(alpha_steps))
+        fine = elbo_bounds(vae, x, LinfBall(0.05), noise, method(alpha_steps))
         for end, true in zip(rough, fine, strict=True):
             torch.testing.assert_close(end.double(), true, rtol=2e-5, atol=2e-5)
         assert (rough.lower.double() <= values + 1e-6 * (1 + values.abs())).all()
@@ -256,13 +281,13 @@ def test_float32_bounds_are_those_of_float64_to_within_2e_5(trained: Trained, me
 # Examples, gradients, refusals
 
 
-@pytest.mark.parametrize("steps", [0, 5])
+@pytest.mark.parametrize("alpha_steps", [0, 5])
 @EACH_METHOD
 @pytest.mark.parametrize("case", ["deep", "conv"])
-def test_examples_do_not_mix(case: str, method: str, steps: int) -> None:
+def test_examples_do_not_mix(case: str, method: type[CrownIBP], alpha_steps: int) -> None:
     vae, x, noise = audit_case(case, batch=5)
-    whole = elbo_bounds(vae, x, LinfBall(0.1), noise, method, steps=steps)
-    alone = [elbo_bounds(vae, x[i : i + 1], LinfBall(0.1), noise[i : i + 1], method, steps=steps) for i in range(5)]
+    whole = elbo_bounds(vae, x, LinfBall(0.1), noise, method(alpha_steps))
+    alone = [elbo_bounds(vae, x[i : i + 1], LinfBall(0.1), noise[i : i + 1], method(alpha_steps)) for i in range(5)]
     for k, end in enumerate(whole):
         torch.testing.assert_close(end, torch.cat([[*a][k] for a in alone]), rtol=ROUNDING, atol=ROUNDING)
 
@@ -319,26 +344,27 @@ def test_gradients_are_finite_for_black_and_white_pixels(
 
 @EACH_METHOD
 @pytest.mark.parametrize("case", ["mlp", "conv", "smooth"])
-def test_a_frozen_model_gives_bounds_without_a_graph_and_keeps_no_gradients(case: str, method: str) -> None:
+def test_a_frozen_model_gives_bounds_without_a_graph_and_keeps_no_gradients(case: str, method: type[CrownIBP]) -> None:
     vae, x, noise = audit_case(case)
-    expected = [elbo_bounds(vae, x, LinfBall(0.1), noise, method, steps=steps) for steps in (0, 3)]
-    assert all(parameter.grad is None for parameter in vae.parameters()), "the search is not training"
+    methods = method(), method(alpha_steps=3)
+    expected = [elbo_bounds(vae, x, LinfBall(0.1), noise, each) for each in methods]
+    assert all(parameter.grad is None for parameter in vae.parameters()), "the optimisation of alpha is not training"
     vae.requires_grad_(False)
-    for steps, bounds in zip((0, 3), expected, strict=True):
-        frozen = elbo_bounds(vae, x, LinfBall(0.1), noise, method, steps=steps)
+    for each, bounds in zip(methods, expected, strict=True):
+        frozen = elbo_bounds(vae, x, LinfBall(0.1), noise, each)
         assert not frozen.lower.requires_grad and not frozen.upper.requires_grad
         with torch.no_grad():
-            blind = elbo_bounds(vae, x, LinfBall(0.1), noise, method, steps=steps)
+            blind = elbo_bounds(vae, x, LinfBall(0.1), noise, each)
         for one, two, three in zip(bounds, frozen, blind, strict=True):
             assert torch.equal(one, two) and torch.equal(two, three)
 
 
-@pytest.mark.parametrize("steps", [0, 3])
+@pytest.mark.parametrize("alpha_steps", [0, 3])
 @EACH_METHOD
 @pytest.mark.parametrize("value", [1e3, 1e160, 1e300])
 @pytest.mark.parametrize("place", ["encoder.0.weight", "encoder.2.bias", "decoder.2.weight", "decoder.2.bias"])
 def test_an_overflow_never_yields_a_finite_certificate_above_the_elbo(
-    place: str, value: float, method: str, steps: int
+    place: str, value: float, method: type[CrownIBP], alpha_steps: int
 ) -> None:
     vae, x, noise = audit_case("mlp")
     with torch.no_grad():
@@ -346,7 +372,7 @@ def test_an_overflow_never_yields_a_finite_certificate_above_the_elbo(
     points = hard_points(vae, x, 0.1, noise, "perturbed")
     with torch.no_grad():
         values = elbo(vae, points.flatten(0, 1), noise.repeat(len(points), 1)).view(points.shape[:2])
-        bounds = elbo_bounds(vae, x, LinfBall(0.1), noise, method, steps=steps)
+        bounds = elbo_bounds(vae, x, LinfBall(0.1), noise, method(alpha_steps))
     broken = (bounds.lower > values + ROUNDING * (1 + values.abs())) | (
         (~torch.isfinite(values)).any(0) & torch.isfinite(bounds.lower)
     )

@@ -10,9 +10,9 @@ import torch
 from oracles import CASES, LIKELIHOODS, ROUNDING, TARGETS, audit_case, grid, points_of, reference_elbo
 from torch import Tensor, nn
 
-from paperlib import VAE, Bernoulli, Interval, LinfBall, certificate, certify_expected, mlp_vae
+from paperlib import IBP, VAE, Bernoulli, CrownIBP, Interval, LinfBall, certificate, certify_expected, mlp_vae
 from paperlib.bounds.rules import UnsupportedLayerError
-from paperlib.certificates import expected as module
+from paperlib.certificates import expected
 from paperlib.certificates.confidence import bets, lower_confidence_bound
 from paperlib.certificates.expected import (
     Outside,
@@ -23,7 +23,8 @@ from paperlib.certificates.expected import (
     outside,
 )
 from paperlib.certificates.intervals import IntervalBounds
-from paperlib.models.likelihood import Likelihood
+from paperlib.certificates.likelihood_bounds import bounds_of
+from paperlib.certificates.method import Method
 
 EACH_TARGET = pytest.mark.parametrize("target", TARGETS)
 EACH_LIKELIHOOD = pytest.mark.parametrize("likelihood", LIKELIHOODS)
@@ -48,8 +49,8 @@ def test_the_moments_are_all_less_inside_by_quadrature(c: float, latent_dim: int
     zero, one, two = ((at**power * weight * np.exp(-at * at / 2)).sum() / math.sqrt(2 * math.pi) for power in range(3))
     rest = zero ** (latent_dim - 1)
     mean = math.sqrt(2 / math.pi)
-    expected = [1 - zero * rest, mean - one * rest, 1 - two * rest, mean**2 - one**2 * zero ** (latent_dim - 2)]
-    assert [*outside(c, latent_dim)] == pytest.approx(expected, rel=1e-12, abs=1e-13)
+    moments = [1 - zero * rest, mean - one * rest, 1 - two * rest, mean**2 - one**2 * zero ** (latent_dim - 2)]
+    assert [*outside(c, latent_dim)] == pytest.approx(moments, rel=1e-12, abs=1e-13)
 
 
 def test_far_out_the_moments_keep_their_digits() -> None:
@@ -61,7 +62,7 @@ def test_far_out_the_moments_keep_their_digits() -> None:
 
 
 @pytest.mark.parametrize("case", GROWING)
-def test_no_output_moves_farther_than_its_reach(case: str) -> None:
+def test_no_output_moves_farther_than_its_gain_allows(case: str) -> None:
     vae, _, _ = audit_case(case)
     here, there = 5 * torch.randn(2, 500, vae.latent_dim, dtype=torch.float64)
     with torch.no_grad():
@@ -71,7 +72,7 @@ def test_no_output_moves_farther_than_its_reach(case: str) -> None:
     assert (moved > most / 50).any() or case == "flat"
 
 
-def test_other_activations_and_batch_normalisation_keep_within_reach() -> None:
+def test_other_activations_and_batch_normalisation_keep_to_the_gain() -> None:
     decoder = nn.Sequential(
         nn.Linear(2, 6), nn.Tanh(), nn.Linear(6, 6), nn.BatchNorm1d(6), nn.LeakyReLU(), nn.Dropout(),
         nn.Linear(6, 6), nn.ELU(), nn.Linear(6, 6), nn.Sigmoid(), nn.Unflatten(1, (2, 3)),
@@ -80,23 +81,23 @@ def test_other_activations_and_batch_normalisation_keep_within_reach() -> None:
     decoder(10 * torch.randn(64, 2).double())  # sets the running statistics
     vae.eval()
     with torch.no_grad():
-        reach = decoder_gain(vae)
+        gain = decoder_gain(vae)
         for size in (1e-3, 1.0, 30.0):
             here = torch.randn(500, 2).double()
             step = size * torch.randn(500, 2).double()
             moved = (decoder(here) - decoder(here + step)).abs().flatten(1)
-            assert (moved <= step.abs() @ reach.flatten(1) * (1 + 1e-9)).all()
-    assert reach.shape == (2, 2, 3)
+            assert (moved <= step.abs() @ gain.flatten(1) * (1 + 1e-9)).all()
+    assert gain.shape == (2, 2, 3)
 
 
-def test_a_chain_of_affine_layers_reaches_the_product_of_their_sizes() -> None:
+def test_the_gain_of_a_chain_of_affine_layers_is_the_product_of_their_sizes() -> None:
     decoder = nn.Sequential(nn.Linear(2, 2), nn.LeakyReLU(-0.5), nn.Linear(2, 1))
     decoder[0].weight.data, decoder[2].weight.data = torch.tensor([[1.0, -2], [3, 4]]), torch.tensor([[-5.0, 6]])
     vae = VAE(nn.Linear(1, 4), decoder, Bernoulli(), 2)
     assert decoder_gain(vae).tolist() == [[5 + 18], [10 + 24]]
 
 
-def zero_noise_boxes(vae: VAE, x: Tensor, eps: float, target: str) -> IntervalBounds:
+def zero_noise_bounds(vae: VAE, x: Tensor, eps: float, target: str) -> IntervalBounds:
     box = LinfBall(eps).box(x)
     goal = box if target == "perturbed" else Interval(x, x)
     return IntervalBounds.of(vae, box, torch.zeros(len(x), vae.latent_dim).double(), goal)
@@ -106,13 +107,13 @@ def zero_noise_boxes(vae: VAE, x: Tensor, eps: float, target: str) -> IntervalBo
 @EACH_LIKELIHOOD
 @pytest.mark.parametrize("case", GROWING)
 @torch.no_grad()
-def test_the_elbo_declines_no_more_than_promised(case: str, likelihood: str, target: str) -> None:
+def test_the_elbo_decreases_no_more_than_promised(case: str, likelihood: str, target: str) -> None:
     vae, x, noise = audit_case(case, likelihood)
-    known = zero_noise_boxes(vae, x, 0.1, target)
-    decline = expected_decrease(vae, known)
+    bounds = zero_noise_bounds(vae, x, 0.1, target)
+    decrease = expected_decrease(vae, bounds)
     for size in (0.1, 1.0, 4.0, 30.0):
-        most = decline(Outside(1.0, size, size**2, size**2))  # the decline itself where every |noise_k| is `size`
-        for point in points_of(*known.input):
+        most = decrease(Outside(1.0, size, size**2, size**2))  # the decrease itself where every |noise_k| is `size`
+        for point in points_of(*bounds.input):
             goal = point if target == "perturbed" else x
             noise = size * torch.randn_like(noise).sign()
             fall = reference_elbo(vae, point, torch.zeros_like(noise), goal) - reference_elbo(vae, point, noise, goal)
@@ -121,29 +122,29 @@ def test_the_elbo_declines_no_more_than_promised(case: str, likelihood: str, tar
 
 @EACH_LIKELIHOOD
 @torch.no_grad()
-def test_the_expected_decline_is_the_average_over_draws(likelihood: str) -> None:
+def test_the_expected_decrease_is_the_average_over_draws(likelihood: str) -> None:
     vae, x, _ = audit_case("mlp", likelihood)
-    known, c = zero_noise_boxes(vae, x, 0.1, "perturbed"), 1.5
+    bounds, c = zero_noise_bounds(vae, x, 0.1, "perturbed"), 1.5
     noise = torch.randn(100_000, 1, 2).double()
-    outputs = noise.abs() * (known.log_var.upper / 2).exp() @ decoder_gain(vae)
-    slope, curvature = vae.likelihood.decrease_bound(known.output, known.target)
+    outputs = noise.abs() * (bounds.log_var.upper / 2).exp() @ decoder_gain(vae)
+    slope, curvature = bounds_of(vae.likelihood).decrease_bound(bounds.output, bounds.target)
     falls = (slope * outputs + curvature * outputs.square() / 2).sum(2) * (noise.abs() > c).any(2)
     error = falls.std(0) / math.sqrt(len(falls))
-    assert ((falls.mean(0) - expected_decrease(vae, known)(outside(c, 2))).abs() < 4 * error).all()
+    assert ((falls.mean(0) - expected_decrease(vae, bounds)(outside(c, 2))).abs() < 4 * error).all()
 
 
-@pytest.mark.parametrize("method", ["ibp", "crown-ibp"])
+@pytest.mark.parametrize("method", [IBP(), CrownIBP()], ids=repr)
 @EACH_TARGET
 @EACH_LIKELIHOOD
 @pytest.mark.parametrize("case", GROWING)
 @torch.no_grad()
 def test_the_floor_is_below_every_input_and_every_noise_inside(
-    case: str, likelihood: str, target: str, method: str
+    case: str, likelihood: str, target: str, method: Method
 ) -> None:
     vae, x, noise = audit_case(case, likelihood)
-    known, c = zero_noise_boxes(vae, x, 0.1, target), 2.0
-    floor = noise_box_floor(vae, known, c, method)
-    for point in points_of(*known.input):
+    bounds, c = zero_noise_bounds(vae, x, 0.1, target), 2.0
+    floor = noise_box_floor(vae, bounds, c, method)
+    for point in points_of(*bounds.input):
         for draw in points_of(torch.full_like(noise, -c), torch.full_like(noise, c), 4):
             value = reference_elbo(vae, point, draw, point if target == "perturbed" else x)
             assert (floor <= value + ROUNDING * (1 + value.abs())).all()
@@ -152,8 +153,8 @@ def test_the_floor_is_below_every_input_and_every_noise_inside(
 @torch.no_grad()
 def test_the_linear_floor_is_no_worse_and_mostly_better() -> None:
     vae, x, _ = audit_case("deep")
-    known = zero_noise_boxes(vae, x, 0.1, "perturbed")
-    linear, interval = (noise_box_floor(vae, known, 3.0, method) for method in ("crown-ibp", "ibp"))
+    bounds = zero_noise_bounds(vae, x, 0.1, "perturbed")
+    linear, interval = (noise_box_floor(vae, bounds, 3.0, method) for method in (CrownIBP(), IBP()))
     assert (linear >= interval).all() and (linear > interval).any()
 
 
@@ -210,12 +211,12 @@ def test_the_simulation_finds_a_normal_approximation_out(name: str) -> None:
     assert misses(normal_approximation, name) > MISSES
 
 
-def test_no_bet_knows_its_own_draw_or_a_later_one() -> None:
+def test_no_bet_depends_on_its_own_draw_or_a_later_one() -> None:
     draws, changed = torch.rand(2, 9, 4).double()
-    for known in range(9):
-        other = torch.cat([draws[:known], changed[known:]])
-        assert torch.equal(bets(draws, 7.0)[: known + 1], bets(other, 7.0)[: known + 1])
-        assert known == 8 or not torch.equal(bets(draws, 7.0), bets(other, 7.0))
+    for same in range(9):
+        other = torch.cat([draws[:same], changed[same:]])
+        assert torch.equal(bets(draws, 7.0)[: same + 1], bets(other, 7.0)[: same + 1])
+        assert same == 8 or not torch.equal(bets(draws, 7.0), bets(other, 7.0))
 
 
 def test_constant_draws_have_the_hand_worked_bound() -> None:
@@ -283,7 +284,7 @@ def test_the_bound_is_below_the_worst_expectation_and_not_far(method: str, likel
 def small_box_error(likelihood: str) -> float:
     """Bound less truth where most noise is outside the box, for z = noise and output = 3z + 0.4.
 
-    With "gaussian" the fit is best at zero noise, so that the decline is exact: error and width are nearly the same.
+    With "gaussian" the fit is best at zero noise, so that the decrease is exact: error and width are nearly the same.
     """
     encoder, decoder = nn.Linear(1, 2), nn.Linear(1, 1)
     for layer, weight, bias in ((encoder, 0.0, 0.0), (decoder, 3.0, 0.4)):
@@ -295,14 +296,14 @@ def small_box_error(likelihood: str) -> float:
 
 @EACH_LIKELIHOOD
 def test_a_small_box_pays_for_what_is_outside(likelihood: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "NOISE_BOXES", [0.5])
+    monkeypatch.setattr(expected, "NOISE_BOXES", [0.5])
     assert -2.0 < small_box_error(likelihood) <= 0
 
 
 @pytest.mark.parametrize(("part", "likelihood"), [("first", "bernoulli"), ("second", "gaussian")])
 def test_a_forgotten_moment_is_found_out(part: str, likelihood: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "NOISE_BOXES", [0.5])
-    monkeypatch.setattr(module, "outside", lambda c, latent_dim: outside(c, latent_dim)._replace(**{part: 0.0}))
+    monkeypatch.setattr(expected, "NOISE_BOXES", [0.5])
+    monkeypatch.setattr(expected, "outside", lambda c, latent_dim: outside(c, latent_dim)._replace(**{part: 0.0}))
     assert small_box_error(likelihood) > 0
 
 
@@ -321,7 +322,7 @@ def test_rows_have_the_promised_columns_and_sums() -> None:
     assert rows["index"].tolist() == [0, 1, 2]
     assert (rows["eps"] == 0.1).all() and (rows["samples"] == 50).all() and (rows["confidence"] == 0.99).all()
     np.testing.assert_allclose(rows["width"], rows["mean"] - rows["bound"], rtol=0, atol=1e-12)
-    assert (rows["width"] > 0).all() and rows["noise_box"].isin(module.NOISE_BOXES).all()
+    assert (rows["width"] > 0).all() and rows["noise_box"].isin(expected.NOISE_BOXES).all()
 
 
 @EACH_TARGET
@@ -331,7 +332,7 @@ def test_the_mean_is_that_of_certificates_at_the_draws(method: str, target: str)
     rows = rows_of(method=method, target=target, samples=300)
     with torch.no_grad():
         values = torch.stack([
-            certificate(vae, x, LinfBall(0.1), torch.randn_like(noise), target, method) for _ in range(100)
+            certificate(vae, x, LinfBall(0.1), torch.randn_like(noise), method, target) for _ in range(100)
         ])  # fmt: skip
     spread = values.std(0) * math.sqrt(1 / 100 + 1 / 300)
     assert (np.abs(rows["mean"] - values.mean(0).numpy()) < 4 * spread.numpy() + 0.01).all()
@@ -350,20 +351,20 @@ def test_a_generator_makes_the_rows_again_and_another_makes_others() -> None:
 
 @pytest.mark.parametrize("batch_size", [2, 7])
 def test_any_batch_size_covers_all_examples_and_samples(batch_size: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[torch.Size] = []
-    found: list[Tensor] = []
+    shapes: list[torch.Size] = []
+    bounds: list[Tensor] = []
 
     def spy(draws: Tensor, floor: Tensor, confidence: float) -> Tensor:
-        seen.append(draws.shape)
-        found.append(lower_confidence_bound(draws, floor, confidence))
-        return found[-1]
+        shapes.append(draws.shape)
+        bounds.append(lower_confidence_bound(draws, floor, confidence))
+        return bounds[-1]
 
-    monkeypatch.setattr(module, "lower_confidence_bound", spy)
+    monkeypatch.setattr(expected, "lower_confidence_bound", spy)
     rows = rows_of(batch_size=batch_size)
     assert rows["index"].tolist() == [0, 1, 2]
-    assert all(shape[0] == 50 for shape in seen) and sum(shape[1] for shape in seen) == 3
+    assert all(shape[0] == 50 for shape in shapes) and sum(shape[1] for shape in shapes) == 3
     inside = 1 - rows["noise_box"].map(lambda c: outside(c, 2).chance)
-    np.testing.assert_allclose(rows["bound"], inside * torch.cat(found).numpy() + rows["tail"], rtol=1e-14)
+    np.testing.assert_allclose(rows["bound"], inside * torch.cat(bounds).numpy() + rows["tail"], rtol=1e-14)
     whole = rows_of()
     pd.testing.assert_series_equal(rows["tail"], whole["tail"])
     assert (rows["mean"] - whole["mean"]).abs().max() < 2 * whole["width"].max()
@@ -381,6 +382,7 @@ def test_any_batch_size_covers_all_examples_and_samples(batch_size: int, monkeyp
         ({"samples": 1}, "samples >= 2 .*samples=1"),
         ({"batch_size": 0}, "batch_size >= 1"),
         ({"target": "noisy"}, '"perturbed" or "clean"'),
+        ({"method": "magic"}, "unknown method 'magic'"),
     ],
     ids=str,
 )
@@ -404,19 +406,9 @@ class Tripled(nn.ReLU):
 
 
 @pytest.mark.parametrize("layer", [nn.Softplus(), nn.LeakyReLU(1.5), nn.ELU(2.0), Tripled()], ids=repr)
-def test_a_decoder_layer_of_unknown_growth_is_refused_with_its_place(layer: nn.Module) -> None:
+def test_a_decoder_layer_whose_growth_has_no_bound_is_refused_with_its_place(layer: nn.Module) -> None:
     vae, _, _ = audit_case("mlp")
     assert isinstance(vae.decoder, nn.Sequential)
     vae.decoder[1] = layer
     with pytest.raises(UnsupportedLayerError, match=rf"{type(layer).__name__} at 'decoder\.1'"):
         decoder_gain(vae)
-
-
-def test_a_likelihood_without_decline_says_what_it_lacks() -> None:
-    class Bare(Bernoulli):
-        decline = Likelihood.decline
-
-    vae, x, _ = audit_case("mlp")
-    vae.likelihood = Bare()
-    with pytest.raises(NotImplementedError, match="Bare has no decline"):
-        certify_expected(vae, x, LinfBall(0.1), samples=10)

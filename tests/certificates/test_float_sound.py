@@ -21,13 +21,14 @@ from paperlib import (
     mlp_vae,
     pgd,
 )
-from paperlib.bounds import rounding as rounding_module
-from paperlib.bounds.rounding import widen
+from paperlib.bounds import rounding
 from paperlib.bounds.rules import apply_rule, named_layers
-from paperlib.certificates import float_sound as sound_module
+from paperlib.certificates import float_sound
 from paperlib.certificates.float_sound import SoundBounds, input_box
-from paperlib.models import gaussian
+from paperlib.certificates.likelihood_bounds import bounds_of
+from paperlib.certificates.posterior_bounds import kl_bounds, kl_rounding, reparametrize_bounds
 from paperlib.models.elbo import elbo_terms
+from paperlib.models.gaussian import reparametrize
 
 DTYPES = [torch.float32, torch.float64]
 ELEMENTWISE = nn.ReLU | nn.ELU | nn.Softplus | nn.Sigmoid | nn.Tanh
@@ -38,9 +39,10 @@ EACH_LIKELIHOOD = pytest.mark.parametrize("likelihood", LIKELIHOODS)
 @torch.no_grad()
 def ends(vae: VAE, sound: SoundBounds) -> Interval:
     """The interval bounds of the ELBO over sound boxes."""
-    fit = vae.in_float64().likelihood.bounds(sound.known.output, sound.known.target)
-    kl = gaussian.kl_bounds(sound.known.mean, sound.known.log_var)
-    return Interval(fit.lower - kl.upper - sound.value, fit.upper - kl.lower + sound.value)
+    bounds = sound.bounds
+    fit = bounds_of(vae.in_float64().likelihood).bounds(bounds.output, bounds.target)
+    kl = kl_bounds(bounds.mean, bounds.log_var)
+    return Interval(fit.lower - kl.upper - sound.value_rounding, fit.upper - kl.lower + sound.value_rounding)
 
 
 @torch.no_grad()
@@ -161,8 +163,8 @@ def test_hunted_corners_leave_the_plain_bounds_and_never_the_sound_ones(likeliho
 
 @pytest.mark.parametrize("factor", [0.0, 0.02])
 def test_with_a_gamma_too_small_the_hunt_succeeds(factor: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    true = rounding_module.gamma
-    for module in (rounding_module, sound_module):
+    true = rounding.gamma
+    for module in (rounding, float_sound):
         monkeypatch.setattr(module, "gamma", lambda count, unit: factor * true(count, unit))
     assert hunt("bernoulli")[1] > 0
 
@@ -186,31 +188,31 @@ def test_every_layer_of_every_kind_stays_within_its_box_and_its_rounding(dtype: 
     for target in TARGETS:
         assert_sound(vae, x, ball, noise, target)
     sound = SoundBounds.of(vae, x, ball, noise, "perturbed")
-    assert sound.known.target is sound.known.input
+    bounds = sound.bounds
+    assert bounds.target is bounds.input
     for point in deployed_points(vae, x, ball, noise, "perturbed"):
-        raw = steps(vae.encoder, point, sound.known.encoder, sound.encoder)
-        mean, log_var = raw.chunk(2, 1)
-        latent = gaussian.reparametrize(mean, log_var, noise)
-        exact = gaussian.reparametrize(mean.double(), log_var.double(), noise.double())
-        assert ((latent.double() - exact).abs() <= sound.latent).all()
-        narrower = gaussian.reparametrize_bounds(sound.known.mean, sound.known.log_var, noise.double())
-        assert sound.known.latent.contains(torch.stack([*widen(narrower, sound.latent)])).all()
-        assert sound.known.latent.contains(latent.double()).all()
-        steps(vae.decoder, latent, sound.known.decoder, sound.decoder)
+        posterior = audited_output(vae.encoder, point, bounds.encoder, sound.encoder_rounding)
+        mean, log_var = posterior.chunk(2, 1)
+        latent = reparametrize(mean, log_var, noise)
+        exact = reparametrize(mean.double(), log_var.double(), noise.double())
+        assert ((latent.double() - exact).abs() <= sound.latent_rounding).all()
+        widened = reparametrize_bounds(bounds.mean, bounds.log_var, noise.double()).widen(sound.latent_rounding)
+        assert bounds.latent.contains(torch.stack([*widened])).all()
+        assert bounds.latent.contains(latent.double()).all()
+        audited_output(vae.decoder, latent, bounds.decoder, sound.decoder_rounding)
 
 
 @torch.no_grad()
-def steps(half: nn.Module, value: Tensor, boxes: list[Interval], roundings: list[Tensor]) -> Tensor:
-    """The half's output at `value`, after each layer is found in its box and close to the exact layer before it."""
-    for (place, layer), box, after, rounding in zip(named_layers(half), boxes[:-1], boxes[1:], roundings, strict=True):
+def audited_output(half: nn.Module, value: Tensor, boxes: list[Interval], roundings: list[Tensor]) -> Tensor:
+    """The half's output at `value`. Fails unless each layer's value is in its box and close to the exact layer's."""
+    for (place, layer), box, after, error in zip(named_layers(half), boxes[:-1], boxes[1:], roundings, strict=True):
         assert box.contains(value.double()).all(), place
         double = copy.deepcopy(layer).double()
-        assert after.contains(torch.stack([*widen(apply_rule(interval_rule, place, double, box), rounding)])).all(), (
-            place
-        )
+        widened = apply_rule(interval_rule, place, double, box).widen(error)
+        assert after.contains(torch.stack([*widened])).all(), place
         exact = double(value.double())
         value = layer(value.clone())
-        assert ((value.double() - exact).abs() <= rounding).all(), place
+        assert ((value.double() - exact).abs() <= error).all(), place
         assert after.contains(value.double()).all(), place
     return value
 
@@ -220,11 +222,11 @@ def steps(half: nn.Module, value: Tensor, boxes: list[Interval], roundings: list
 def test_the_rounding_of_the_value_is_that_of_both_parts_and_their_difference(likelihood: str) -> None:
     vae, x, noise = inputs(mlp_vae((6,), (5,), 2, LIKELIHOODS[likelihood]()), 6, dtype=torch.float32)
     sound = SoundBounds.of(vae, x, LinfBall(0.0), noise, "clean")
-    known, double = sound.known, vae.in_float64()
-    fit = double.likelihood.rounding(known.output, known.target).bound(torch.float32)
-    kl = gaussian.kl_rounding(known.mean, known.log_var).bound(torch.float32)
+    bounds, double = sound.bounds, vae.in_float64()
+    fit = bounds_of(double.likelihood).rounding(bounds.output, bounds.target).bound(torch.float32)
+    kl = kl_rounding(bounds.mean, bounds.log_var).bound(torch.float32)
     sizes = sum(part.abs() for part in elbo_terms(double, x.double(), noise.double(), x.double()))
-    assert (sound.value > fit + kl + 2.0**-24 * (1 - 1e-3) * sizes).all()
+    assert (sound.value_rounding > fit + kl + 2.0**-24 * (1 - 1e-3) * sizes).all()
 
 
 @pytest.mark.parametrize("likelihood", ["bernoulli", "gaussian"])

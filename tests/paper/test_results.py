@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from paperlib import TrainConfig
 from paperlib.data.datasets import checksum
 from paperlib.paper import results as module
-from paperlib.paper.results import ROOT, Results, home
+from paperlib.paper.results import ROOT, Results, home, library_files
 from paperlib.runtime.files import ConfigMismatchError, DamagedFileError
 from paperlib.runtime.rows import read_header
 
@@ -23,7 +23,7 @@ ROWS = pd.DataFrame({"eps": [0.0, 0.1], "certified": [-100.0, -1 / 3]})
 
 @pytest.fixture(autouse=True)
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The repository is out of reach of every test, and so are a runner's stage and log."""
+    """The repository is out of reach of every test, and so are a runner's staging folder."""
     monkeypatch.setattr(module, "ROOT", tmp_path)
     monkeypatch.setattr(module, "in_parallel", lambda task, items, **_: [task(item) for item in items])
     monkeypatch.delenv("PAPERLIB_STAGING", raising=False)
@@ -60,7 +60,7 @@ def test_only_full_mnist_at_full_size_lives_in_the_repository_itself(root: Path)
     assert home("paper", "mnist") == root
     for profile, dataset in (("paper", "mnist5k"), ("smoke", "mnist"), ("smoke", "mnist5k"), ("paper", "auto")):
         assert home(profile, dataset) == root / "build" / f"{profile}-{dataset}"
-    assert (ROOT / "paperlib" / "results.py").is_file()
+    assert (ROOT / "paperlib" / "paper" / "results.py").is_file()
 
 
 @pytest.mark.parametrize(
@@ -77,7 +77,7 @@ def test_only_full_mnist_at_full_size_lives_in_the_repository_itself(root: Path)
 def test_opening_looks_for_no_data(
     profile: str, dataset: str, recompute: bool, opened: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("paperlib.data._ensure_files", refuse)
+    monkeypatch.setattr("paperlib.data.datasets._ensure_files", refuse)
     results = Results.open(profile, dataset, recompute)
     assert (results.profile, results.dataset, results.recompute) == (profile, opened, recompute)
 
@@ -108,15 +108,15 @@ def test_a_subset_never_passes_for_the_full_set(profile: str, dataset: str, labe
 
 
 def test_rows_are_made_once_and_then_loaded(root: Path) -> None:
-    (made,) = make().rows("04_x", config={"eps": 0.1}, make=lambda: (ROWS,))
-    (loaded,) = read().rows("04_x", config={"eps": 0.1}, make=refuse)
+    made = make().table("04_x", {"eps": 0.1}, lambda: ROWS)
+    loaded = read().table("04_x", {"eps": 0.1}, refuse)
     pd.testing.assert_frame_equal(made, ROWS, check_exact=True)
     pd.testing.assert_frame_equal(loaded, ROWS, check_exact=True)
     assert files(root) == {"build/smoke-mnist5k/figures/data/04_x.csv"}
 
 
 def test_the_header_names_the_data_set_its_checksum_and_the_time(root: Path) -> None:
-    make().rows("04_x", config={"eps": 0.1}, make=lambda: (ROWS,))
+    make().table("04_x", {"eps": 0.1}, lambda: ROWS)
     header = read_header(make().target / "data" / "04_x.csv")
     assert header["dataset"] == "mnist5k" and header["checksum"] == checksum("mnist5k") and header["seconds"] >= 0
     assert header["config"] == {"eps": 0.1}
@@ -124,15 +124,15 @@ def test_the_header_names_the_data_set_its_checksum_and_the_time(root: Path) -> 
 
 def test_several_frames_go_to_several_files_in_order() -> None:
     frames = (ROWS, ROWS.assign(eps=9.0))
-    make().rows("04_a", "04_b", config={}, make=lambda: frames)
+    make().tables(["04_a", "04_b"], {}, lambda: frames)
     for name, frame in zip(("04_a", "04_b"), frames, strict=True):
-        pd.testing.assert_frame_equal(read().earlier(name, {}), frame, check_exact=True)
+        pd.testing.assert_frame_equal(read().load_rows(name, {}), frame, check_exact=True)
 
 
 @pytest.mark.parametrize("count", [0, 1, 3])
 def test_a_wrong_number_of_frames_is_an_error(count: int) -> None:
     with pytest.raises(ValueError, match="argument"):
-        make().rows("04_a", "04_b", config={}, make=lambda: (ROWS,) * count)
+        make().tables(["04_a", "04_b"], {}, lambda: (ROWS,) * count)
 
 
 def test_tensors_are_made_once_and_then_loaded(root: Path) -> None:
@@ -163,11 +163,11 @@ def test_a_toy_model_says_that_it_was_trained_on_the_toy_set() -> None:
 
 
 def load_rows() -> object:
-    return read().rows("04_x", config={"eps": 0.2}, make=refuse)
+    return read().table("04_x", {"eps": 0.2}, refuse)
 
 
-def load_earlier() -> object:
-    return read().earlier("04_x", {"eps": 0.2})
+def load_earlier_rows() -> object:
+    return read().load_rows("04_x", {"eps": 0.2})
 
 
 def load_tensors() -> object:
@@ -182,12 +182,12 @@ def load_trained() -> object:
     return read().trained({"01_m": replace(CONFIG, eps=0.2)})
 
 
-LOADERS = [load_rows, load_earlier, load_tensors, load_model, load_trained]
+LOADERS = [load_rows, load_earlier_rows, load_tensors, load_model, load_trained]
 
 
 @pytest.mark.parametrize("loader", LOADERS)
 def test_what_another_configuration_made_is_refused(loader: Any) -> None:
-    make().rows("04_x", config={"eps": 0.1}, make=lambda: (ROWS,))
+    make().table("04_x", {"eps": 0.1}, lambda: ROWS)
     make().tensors("02_t", {"eps": 0.1}, lambda: {"x": torch.zeros(1)})
     make().trained({"01_m": CONFIG})
     with pytest.raises(ConfigMismatchError, match=r"eps: found 0.1, wanted 0.2"):
@@ -209,48 +209,48 @@ def test_damaged_tensors_are_refused() -> None:
         read().tensors("02_t", {}, refuse)
 
 
-def test_a_stage_is_written_to_instead_and_read_first(
+def test_a_staging_folder_is_written_to_instead_and_read_first(
     root: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    make().rows("04_x", config={}, make=lambda: (ROWS,))
-    make().rows("04_y", config={}, make=lambda: (ROWS,))
+    make().table("04_x", {}, lambda: ROWS)
+    make().table("04_y", {}, lambda: ROWS)
     before = {name: (root / name).read_bytes() for name in files(root)}
-    stage = tmp_path_factory.mktemp("stage")
-    monkeypatch.setenv("PAPERLIB_STAGING", str(stage))
+    staging = tmp_path_factory.mktemp("staging")
+    monkeypatch.setenv("PAPERLIB_STAGING", str(staging))
     other = ROWS.assign(eps=5.0)
-    make().rows("04_x", config={}, make=lambda: (other,))
+    make().table("04_x", {}, lambda: other)
     make().figure(draw(), "04_f")
-    assert files(stage) == {"figures/data/04_x.csv", "figures/04_f.png", "figures/04_f.pdf"}
+    assert files(staging) == {"figures/data/04_x.csv", "figures/04_f.png", "figures/04_f.pdf"}
     assert {name: (root / name).read_bytes() for name in files(root)} == before
-    pd.testing.assert_frame_equal(read().earlier("04_x", {}), other)
-    pd.testing.assert_frame_equal(read().earlier("04_y", {}), ROWS)
+    pd.testing.assert_frame_equal(read().load_rows("04_x", {}), other)
+    pd.testing.assert_frame_equal(read().load_rows("04_y", {}), ROWS)
 
 
-def test_what_a_stage_holds_already_is_not_made_again(
+def test_what_a_staging_folder_holds_already_is_not_made_again(
     tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("PAPERLIB_STAGING", str(tmp_path_factory.mktemp("stage")))
+    monkeypatch.setenv("PAPERLIB_STAGING", str(tmp_path_factory.mktemp("staging")))
     tensors = {"x": torch.rand(2)}
-    make().rows("04_x", config={"eps": 0.1}, make=lambda: (ROWS,))
+    make().table("04_x", {"eps": 0.1}, lambda: ROWS)
     make().tensors("02_t", {}, lambda: tensors)
     _, history = make().trained({"01_m": CONFIG})["01_m"]
     monkeypatch.setattr(module, "train", refuse)
-    (rows,) = make().rows("04_x", config={"eps": 0.1}, make=refuse)
+    rows = make().table("04_x", {"eps": 0.1}, refuse)
     pd.testing.assert_frame_equal(rows, ROWS)
     assert torch.equal(make().tensors("02_t", {}, refuse)["x"], tensors["x"])
     pd.testing.assert_frame_equal(make().trained({"01_m": CONFIG})["01_m"][1], history, check_exact=True)
     with pytest.raises(ConfigMismatchError):
-        make().rows("04_x", config={"eps": 0.2}, make=refuse)
+        make().table("04_x", {"eps": 0.2}, refuse)
 
 
-def test_half_of_a_result_in_the_stage_is_made_again(
+def test_half_of_a_result_in_the_staging_is_made_again(
     tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("PAPERLIB_STAGING", str(tmp_path_factory.mktemp("stage")))
-    make().rows("04_x", "04_y", config={}, make=lambda: (ROWS, ROWS))
+    monkeypatch.setenv("PAPERLIB_STAGING", str(tmp_path_factory.mktemp("staging")))
+    make().tables(["04_x", "04_y"], {}, lambda: (ROWS, ROWS))
     (make().target / "data" / "04_y.csv").unlink()
     other = ROWS.assign(eps=5.0)
-    for found in make().rows("04_x", "04_y", config={}, make=lambda: (other, other)):
+    for found in make().tables(["04_x", "04_y"], {}, lambda: (other, other)):
         pd.testing.assert_frame_equal(found, other)
 
 
@@ -282,31 +282,54 @@ def test_a_figure_is_written_as_png_and_pdf_with_the_same_bytes_each_time(root: 
 
 
 def test_reading_writes_nothing(root: Path) -> None:
-    make().rows("04_x", config={}, make=lambda: (ROWS,))
+    make().table("04_x", {}, lambda: ROWS)
     make().trained({"01_m": CONFIG})
     before = {name: ((root / name).read_bytes(), (root / name).stat().st_mtime_ns) for name in files(root)}
     results = read()
-    results.rows("04_x", config={}, make=refuse)
+    results.table("04_x", {}, refuse)
     results.trained({"01_m": CONFIG})
     results.figure(draw(), "04_f")
     assert {name: ((root / name).read_bytes(), (root / name).stat().st_mtime_ns) for name in files(root)} == before
 
 
-def test_redrawing_into_a_stage_writes_the_figure_without_recomputing(
+def test_redrawing_into_a_staging_folder_writes_the_figure_without_recomputing(
     tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stage = tmp_path_factory.mktemp("stage")
-    monkeypatch.setenv("PAPERLIB_STAGING", str(stage))
+    staging = tmp_path_factory.mktemp("staging")
+    monkeypatch.setenv("PAPERLIB_STAGING", str(staging))
     read().figure(draw(), "04_f")
-    assert files(stage) == {"figures/04_f.png", "figures/04_f.pdf"}
+    assert files(staging) == {"figures/04_f.png", "figures/04_f.pdf"}
 
 
 def test_a_failed_computation_leaves_the_earlier_rows() -> None:
-    make().rows("04_x", config={}, make=lambda: (ROWS,))
+    make().table("04_x", {}, lambda: ROWS)
 
     def fail() -> NoReturn:
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        make().rows("04_x", config={}, make=fail)
-    pd.testing.assert_frame_equal(read().earlier("04_x", {}), ROWS)
+        make().table("04_x", {}, fail)
+    pd.testing.assert_frame_equal(read().load_rows("04_x", {}), ROWS)
+
+
+def test_runs_are_of_one_code_wherever_in_the_library_it_changes(root: Path) -> None:
+    files = [root / "paperlib" / name for name in ("__init__.py", "bounds/interval.py", "paper/plots/style.py")]
+    for path in files:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("one = 1\n")
+    assert library_files(root) == sorted(files)
+    seen = set()
+    for path in (None, *files):  # as it is, and with one file changed after the other
+        if path:
+            path.write_text("one = 2\n")
+        module._code.cache_clear()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(module, "library_files", lambda: library_files(root))
+            seen.add(make().runs)
+    module._code.cache_clear()
+    assert len(seen) == 4
+
+
+def test_the_files_of_the_library_are_those_of_all_its_rooms() -> None:
+    files = {path.relative_to(ROOT).as_posix() for path in library_files(ROOT)}
+    assert {"paperlib/__init__.py", "paperlib/bounds/interval.py", "paperlib/paper/plots/style.py"} <= files

@@ -7,8 +7,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from paperlib import TrainConfig
 from paperlib.paper import tables
-from paperlib.paper.tables import headline, markdown, rounded
+from paperlib.paper.tables import architecture, headline, holds_from, markdown, objectives, rounded, rounded_up, span
 from paperlib.runtime.numbers import rounded_down, with_error
 
 
@@ -41,6 +42,19 @@ def test_rounding_goes_towards_minus_infinity(value: float, digits: int, printed
     assert rounded_down(value, digits) == printed
 
 
+@given(st.floats(-1e7, 1e7), st.integers(0, 4))
+@example(-279.44000000000005, 1)
+def test_an_upper_bound_is_never_rounded_down(value: float, digits: int) -> None:
+    printed = rounded_up(value, digits)
+    assert float(printed) >= value
+    assert float(printed) - value <= 10.0**-digits * (1 + 1e-6)
+
+
+@pytest.mark.parametrize(("value", "printed"), [(-279.47, "-279.4"), (-279.4, "-279.4"), (2.31, "2.4"), (0.04, "0.1")])
+def test_rounding_up_goes_towards_plus_infinity(value: float, printed: str) -> None:
+    assert rounded_up(value) == printed
+
+
 def test_a_value_with_its_error_is_rounded_to_nearest() -> None:
     assert with_error(-100.06, 0.149) == "-100.1 ± 0.1"
     assert with_error(1.2345, 0.678, digits=2) == "1.23 ± 0.68"
@@ -67,6 +81,7 @@ ATTACKED = pd.DataFrame(
 )
 
 
+CEILING = pd.DataFrame({"eps": [0.0, 0.1, 0.2], "ceiling": [-45.51, -279.47, -406.37], "attacked_ceiling": [0.0] * 3})
 LINEAR = pd.DataFrame(
     [
         {"model": model, "eps": eps, "images": 2, "clean": clean, "ibp": ibp, "crown-ibp": crown_ibp, "crown": crown}
@@ -81,13 +96,14 @@ LINEAR = pd.DataFrame(
 
 
 def test_the_headline_is_the_rows_at_one_radius_with_certificates_rounded_down() -> None:
-    table = headline(CERTIFIED, ATTACKED, LINEAR, 0.1)
+    table = headline(CERTIFIED, ATTACKED, CEILING, 0.1, LINEAR)
     assert table.to_dict("records") == [
         {
             "model": "VAE",
             "clean": "-100.0 ± 0.5",
             "log-likelihood": "-80.0",
             "KL": "20.0",
+            "ceiling": "-279.4",
             "attacked": "-580.0 ± 10.0",
             "certified: intervals": "-680000.1 ± 0.3",
             "linear bound": "-90001.0 ± 1.0",
@@ -97,6 +113,7 @@ def test_the_headline_is_the_rows_at_one_radius_with_certificates_rounded_down()
             "clean": "-100.0 ± 0.5",
             "log-likelihood": "-80.0",
             "KL": "20.0",
+            "ceiling": "-279.4",
             "attacked": "-342.0 ± 1.0",
             "certified: intervals": "-353.0 ± 0.3",
             "linear bound": "-344.1 ± 1.0",
@@ -107,10 +124,15 @@ def test_the_headline_is_the_rows_at_one_radius_with_certificates_rounded_down()
 def test_another_radius_has_other_rows() -> None:
     attacked = pd.concat([ATTACKED, ATTACKED.assign(attacked=-1e5)])
     linear = pd.concat([LINEAR, LINEAR.iloc[:1].assign(eps=0.2, crown=-8e6)])
-    table = headline(CERTIFIED, attacked.iloc[2:6], linear, 0.2)
-    assert table[["certified: intervals", "linear bound"]].to_numpy().tolist() == [
-        ["-9000000.0 ± 0.3", "-8000000.0 ± 1.0"]
+    table = headline(CERTIFIED, attacked.iloc[2:6], CEILING, 0.2, linear)
+    assert table[["ceiling", "certified: intervals", "linear bound"]].to_numpy().tolist() == [
+        ["-406.3", "-9000000.0 ± 0.3", "-8000000.0 ± 1.0"]
     ]
+
+
+def test_without_linear_rows_the_headline_has_no_column_for_them() -> None:
+    table, whole = headline(CERTIFIED, ATTACKED, CEILING, 0.1), headline(CERTIFIED, ATTACKED, CEILING, 0.1, LINEAR)
+    pd.testing.assert_frame_equal(table, whole.drop(columns="linear bound"))
 
 
 def test_every_method_has_a_column_and_the_attack_is_that_of_its_radius() -> None:
@@ -198,7 +220,7 @@ def test_the_table_of_expectations_is_of_means_over_the_images_for_each_number_o
     ]
 
 
-def test_the_front_has_means_over_the_seeds_with_the_lowest_and_the_highest() -> None:
+def test_the_tradeoff_has_means_over_the_seeds_with_the_lowest_and_the_highest() -> None:
     rows = pd.DataFrame(
         [
             {"bound": bound, "kappa": kappa, "train_eps": eps, "steps": 2_300, "seed": seed}
@@ -214,17 +236,19 @@ def test_the_front_has_means_over_the_seeds_with_the_lowest_and_the_highest() ->
         "CROWN-IBP": "-354.1 [-355.1, -353.1]",
         "KL": "19.0 [18.0, 20.0]",
     }
-    assert tables.front(rows).to_dict("records") == [
+    assert tables.tradeoff(rows).to_dict("records") == [
         {"trained on": "ibp", "training radius": "0.1", "kappa": "0", "steps": "2,300"} | common,
         {"trained on": "ibp", "training radius": "0.12", "kappa": "0.75", "steps": "2,300"} | common,
         {"trained on": "crown-ibp", "training radius": "0.1", "kappa": "0", "steps": "2,300"} | common,
     ]
 
 
-def test_shown_rows_have_their_certificates_rounded_down_and_all_else_to_nearest() -> None:
+def test_shown_rows_have_certificates_rounded_down_ceilings_up_and_all_else_to_nearest() -> None:
     rows = pd.DataFrame([{"clean": -1.259, "exact": -2.251, "crown": -2.751, "certified": -3.001}])
     assert rounded(rows, 2).to_dict("records") == [{"clean": -1.26, "exact": -2.26, "crown": -2.76, "certified": -3.01}]
     assert rounded(rows[["clean", "certified"]], 2).to_dict("records") == [{"clean": -1.26, "certified": -3.01}]
+    ceilings = pd.DataFrame({"ceiling": [-279.47], "attacked_ceiling": [-279.07]})
+    assert rounded(ceilings).to_numpy().tolist() == [[-279.4, -279.0]]
 
 
 def test_markdown_keeps_each_string_and_aligns_numbers_right() -> None:
@@ -233,3 +257,44 @@ def test_markdown_keeps_each_string_and_aligns_numbers_right() -> None:
     assert cells[0] == ["model", "certified", "KL"] and cells[2] == ["VAE", "-680000.1 ± 0.3", "20.0"]
     left, *right = cells[1]
     assert left.startswith(":") and not left.endswith(":") and all(c.endswith(":") for c in right)
+
+
+def test_a_span_is_the_smallest_and_the_largest_or_one_number() -> None:
+    assert span([3.04, 1.26, 2.0]) == "1.3 to 3.0"
+    assert span(pd.Series([3.04, 3.01])) == "3.0"
+    assert span([-353.04, -353.08, -350.0], rounded_down) == "-353.1 to -350.0"
+
+
+def test_an_architecture_is_written_from_the_data_through_the_latent_and_back() -> None:
+    assert architecture(TrainConfig()) == "784-512-20-512-784"
+    assert architecture(TrainConfig(data_shape=(1, 2, 3), hidden=(5, 4), latent_dim=2)) == "6-5-4-2-4-5-6"
+
+
+def test_objectives_are_those_of_the_configurations() -> None:
+    configs = {"a": TrainConfig(kappa=1, eps=0), "b": TrainConfig(kappa=0, steps=4_600), "c": TrainConfig(kappa=0.75)}
+    assert objectives(configs).to_numpy().tolist() == [
+        ["a", r"$\mathrm{ELBO}$", "none", "6,900"],
+        ["b", "$C$ once the ramp is over", "0.1", "4,600"],
+        ["c", r"$0.75\,\mathrm{ELBO} + 0.25\,C$ once the ramp is over", "0.1", "6,900"],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("holds", "first"),
+    [([True, True, True], 0.0), ([True, False, True], 0.2), ([False, True, True], 0.1), ([True, True, False], None)],
+)
+def test_a_condition_holds_from_the_first_radius_after_the_last_at_which_it_fails(
+    holds: list[bool], first: float | None
+) -> None:
+    assert holds_from(pd.Series(holds, index=[0.0, 0.1, 0.2])) == first
+
+
+def test_the_table_of_ceilings_has_a_row_for_each_radius_and_is_rounded_up() -> None:
+    rows = CEILING.assign(images=10_000, attacked_images=1_000, attacked_ceiling=CEILING["ceiling"] - 1)
+    table = tables.ceiling(rows)
+    assert list(table.columns) == ["radius", "all 10,000 test images", "the first 1,000"]
+    assert table.to_numpy().tolist() == [
+        ["0", "-45.5", "-46.5"],
+        ["0.1", "-279.4", "-280.4"],
+        ["0.2", "-406.3", "-407.3"],
+    ]

@@ -27,6 +27,6 @@ def test_memory_that_is_kept_is_not_faulted_in_again() -> None:
     default, kept = (
         int(subprocess.run([sys.executable, "-c", FAULTS.format(tell=tell)], env=environment, check=True,
                            capture_output=True, text=True).stdout)
-        for tell in ("", "keep_memory()")
+        for tell in ("", "tune_malloc()")
     )  # fmt: skip
     assert kept < default / 10

@@ -3,9 +3,9 @@
 Real processes on this machine, as torchrun starts them, that talk through gloo.
 """
 
-import importlib
 import os
 import signal
+import sys
 from datetime import timedelta
 from typing import Any
 from unittest.mock import patch
@@ -13,12 +13,12 @@ from unittest.mock import patch
 import pandas as pd
 import pytest
 import torch
-from children import Child, ranks, start
+from children import IMPORTED, Child, ranks, start
 
-from paperlib import LinfBall, certify, mlp_vae
+from paperlib import IBP, LinfBall, certify, mlp_vae
+from paperlib.certificates import evaluation
 from paperlib.runtime.distributed import distributed_map, process_group, rank_and_world_size
 
-module = importlib.import_module("paperlib.certify")  # the module: `paperlib.certify` as an attribute is the function
 COUNT, SIZE = 13, 3  # for each of two draws five chunks, the last of one image
 
 
@@ -32,18 +32,18 @@ def rows(bad: int | None = None, **how: Any) -> tuple[pd.DataFrame, int]:
     attack = {"steps": 1, "restarts": 3, "generator": generator}
     with (
         process_group(timedelta(minutes=2)),
-        patch.object(module, "chunk_size", lambda *_: SIZE),
-        patch.object(module, "certificate", wraps=module.certificate) as certificate,
+        patch.object(evaluation, "chunk_size", lambda *_: SIZE),
+        patch.object(IBP, "lower", autospec=True, side_effect=IBP.lower) as lower,
     ):
-        return certify(vae, x, LinfBall(0.5), noise, attack=attack, **how), certificate.call_count
+        return certify(vae, x, LinfBall(0.5), noise, attack=attack, **how), lower.call_count
 
 
 @pytest.mark.parametrize("count", [2, 3, 12])
 def test_processes_that_share_the_chunks_return_the_bits_of_one(count: int) -> None:
-    (_, (expected, all_of_them)), *found = [child.ended() for child in [start(rows), *ranks(count, rows)]]
+    (_, (expected, all_of_them)), *shared_runs = [child.ended() for child in [start(rows), *ranks(count, rows)]]
     assert all_of_them == 10
-    assert [status for status, _ in found] == [0] * count
-    for rank, (_, (shared, certified)) in enumerate(found):
+    assert [status for status, _ in shared_runs] == [0] * count
+    for rank, (_, (shared, certified)) in enumerate(shared_runs):
         pd.testing.assert_frame_equal(shared, expected, check_exact=True)
         assert certified == len(range(rank, 10, count))
 
@@ -74,6 +74,14 @@ def test_when_a_process_is_killed_the_other_says_so(rank: int) -> None:
     status, (kind, message) = children[1 - rank].ended()
     assert (status, kind) == (1, "PeerStoppedError")
     assert message == "another process of this run stopped or cannot be reached"
+
+
+def not_imported() -> list[str]:
+    return [name for name in IMPORTED if name not in sys.modules]
+
+
+def test_children_start_with_everything_imported() -> None:
+    assert start(not_imported).ended() == (0, [])
 
 
 def test_a_process_alone_takes_all_items_one_by_one() -> None:

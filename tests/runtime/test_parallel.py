@@ -1,11 +1,11 @@
-"""Tasks in processes: one that fails or dies harms no other, order is kept, and no process outlives what needs it."""
+"""Tasks in processes: one that fails or dies harms no other, order is kept, no process runs on after its parent."""
 
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -46,18 +46,18 @@ def test_a_task_that_fails_or_dies_is_one_outcome_of_many(monkeypatch: pytest.Mo
     monkeypatch.delenv("PAPERLIB_LOG", raising=False)
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
     items = ["ends", "one", "is killed", "two", "raises", "exits", "three"]
-    found = {outcome.item: outcome for outcome in outcomes(task, items, jobs=2)}
-    assert sorted(found) == sorted(items)
+    by_item = {outcome.item: outcome for outcome in outcomes(task, items, jobs=2)}
+    assert sorted(by_item) == sorted(items)
     for item in ("one", "two", "three"):
-        assert found[item] == Outcome(item, (item, 1, os.devnull)), "one torch thread and no progress bar in each"
-    errors = {item: str(found[item].error) for item in items if found[item].error is not None}
+        assert by_item[item] == Outcome(item, (item, 1, os.devnull)), "one torch thread and no progress bar in each"
+    errors = {item: str(by_item[item].error) for item in items if by_item[item].error is not None}
     assert errors == {
         "ends": "its process ended with status 3",
         "is killed": "its process was killed by SIGKILL, as for want of memory",
         "raises": "TwoWordsError: this and that",
         "exits": "SystemExit: 5",
     }
-    raised = found["raises"].error
+    raised = by_item["raises"].error
     assert isinstance(raised, TaskError)
     assert any('raise TwoWordsError("this", "that")' in note for note in raised.__notes__), "where it was raised"
 
@@ -74,9 +74,11 @@ def test_values_are_in_the_order_of_the_items() -> None:
 
 def test_all_failures_are_one_error(monkeypatch: pytest.MonkeyPatch) -> None:
     errors = {2: TaskError("ValueError: two"), 3: TaskError("ValueError: three")}
-    monkeypatch.setattr(
-        "paperlib.parallel.outcomes", lambda _, items, *__: (Outcome(i, -i, errors.get(i)) for i in reversed(items))
-    )
+
+    def in_reverse(_: object, items: list[int], *__: object) -> Iterator[Outcome[int, int]]:
+        return (Outcome(item, -item, errors.get(item)) for item in reversed(items))
+
+    monkeypatch.setattr("paperlib.runtime.parallel.outcomes", in_reverse)
     assert in_parallel(late, [4, 1]) == [-4, -1]
     with pytest.raises(TasksFailedError) as caught:
         in_parallel(late, [3, 1, 2], name="naps")
@@ -86,7 +88,7 @@ def test_all_failures_are_one_error(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_fewer_than_one_job_is_refused_and_no_task_needs_none(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match="jobs must be at least 1, got 0"):
         next(outcomes(late, [0.0], jobs=0))
-    monkeypatch.setattr("paperlib.parallel.ProcessPool", None)
+    monkeypatch.setitem(sys.modules, "pebble", None)
     assert list(outcomes(late, [])) == in_parallel(late, []) == []
     assert 1 <= cores() <= (os.cpu_count() or 1)
 
@@ -125,16 +127,17 @@ def first_or_stay(item: str) -> None:
 
 
 def test_leaving_early_ends_the_processes(tmp_path: Path) -> None:
-    found = outcomes(first_or_stay, ["first", str(tmp_path), str(tmp_path)], jobs=2)
-    assert next(found) == Outcome("first")
+    running = outcomes(first_or_stay, ["first", str(tmp_path), str(tmp_path)], jobs=2)
+    assert next(running) == Outcome("first")
     processes = started(tmp_path, 2)
     assert all(alive(process) for process in processes)
-    found.close()
+    running.close()
     assert not any(alive(process) for process in processes)
 
 
 PARENT = """
 import sys
+from paperlib.runtime.parallel import in_parallel
 from test_parallel import beside
 if __name__ == "__main__":
     in_parallel(beside, [sys.argv[1]] * 2, jobs=2)
@@ -154,5 +157,11 @@ def test_processes_end_with_the_one_that_started_them(tmp_path: Path) -> None:
 
 def test_a_cluster_without_ray_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(ModuleNotFoundError, match=r'pip install "provae\[cluster\]"'):
+    with pytest.raises(ModuleNotFoundError, match=r"a cluster needs Ray: pip install -e '\.\[cluster\]'"):
         next(cluster_outcomes(late, [0.0]))
+
+
+def test_processes_without_pebble_say_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pebble", None)
+    with pytest.raises(ModuleNotFoundError, match="work in several processes needs pebble: pip install"):
+        next(outcomes(late, [0.0]))

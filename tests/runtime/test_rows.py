@@ -17,6 +17,7 @@ from paperlib.runtime.files import ConfigMismatchError, DamagedFileError
 from paperlib.runtime.rows import provenance, read_header, read_rows, same_result, write_rows
 
 CONFIG: dict[str, Any] = {"eps": 0.1, "models": {"VAE": {"hidden": [512]}}, "images": 3}
+ORIGIN = {"dataset": "mnist5k", "checksum": "0" * 64}
 ROWS = pd.DataFrame(
     {
         "index": [0, 1, 2],
@@ -30,7 +31,7 @@ ROWS = pd.DataFrame(
 @pytest.fixture
 def stored(tmp_path: Path) -> Path:
     path = tmp_path / "rows.csv"
-    write_rows(path, ROWS, CONFIG, dataset="mnist5k", seconds=1.5)
+    write_rows(path, ROWS, CONFIG, ORIGIN, seconds=1.53)
     return path
 
 
@@ -39,7 +40,7 @@ def test_every_float_comes_back_bit_for_bit(values: np.ndarray, tmp_path_factory
     path = tmp_path_factory.getbasetemp() / "floats.csv"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(rows_module, "provenance", dict)  # it asks git each time
-        write_rows(path, pd.DataFrame({"index": range(len(values)), "value": values}), {})
+        write_rows(path, pd.DataFrame({"index": range(len(values)), "value": values}), {}, {}, 0.0)
     back = read_rows(path)["value"].to_numpy()
     assert back.dtype == np.float64
     assert np.array_equal(np.isnan(back), np.isnan(values))
@@ -54,17 +55,18 @@ def test_types_names_and_empty_columns_come_back(stored: Path) -> None:
 
 def test_the_header_says_what_made_the_rows(stored: Path) -> None:
     header = read_header(stored)
-    assert header["config"] == CONFIG and header["dataset"] == "mnist5k" and header["seconds"] == 1.5
+    assert header["config"] == CONFIG and header["seconds"] == 1.5, "to a tenth of a second"
+    assert (header["dataset"], header["checksum"]) == ("mnist5k", "0" * 64)
     assert {"commit", "python", "packages", "processor", "threads"} <= header.keys()
     assert stored.read_text().startswith("# {") and stored.read_text().endswith("\n")
 
 
 def test_provenance_is_json_and_names_versions_and_processor() -> None:
-    found = provenance()
-    assert json.loads(json.dumps(found)) == found
-    assert re.fullmatch(r"[0-9a-f]{40}(-dirty)?|unknown", found["commit"])
-    assert all(re.match(r"\d+\.\d+", number) for number in [found["python"], *found["packages"].values()])
-    assert {"torch", "numpy"} <= found["packages"].keys() and found["processor"] and found["threads"] >= 1
+    fields = provenance()
+    assert json.loads(json.dumps(fields)) == fields
+    assert re.fullmatch(r"[0-9a-f]{40}(-dirty)?|unknown", fields["commit"])
+    assert all(re.match(r"\d+\.\d+", number) for number in [fields["python"], *fields["packages"].values()])
+    assert {"torch", "numpy"} <= fields["packages"].keys() and fields["processor"] and fields["threads"] >= 1
 
 
 def test_outside_a_checkout_the_commit_is_unknown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -145,7 +147,7 @@ def test_an_interrupted_write_leaves_the_old_rows(stored: Path, monkeypatch: pyt
     old = stored.read_bytes()
     monkeypatch.setattr(pd.DataFrame, "to_csv", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        write_rows(stored, ROWS.iloc[:1], CONFIG)
+        write_rows(stored, ROWS.iloc[:1], CONFIG, ORIGIN, seconds=1.5)
     assert stored.read_bytes() == old and len(list(stored.parent.iterdir())) == 1
 
 

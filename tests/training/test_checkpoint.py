@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from paperlib import VAE, Bernoulli, TrainConfig, load, save
+from paperlib.runtime import files
 from paperlib.runtime.files import ConfigMismatchError, DamagedFileError, read_tensors, write_tensors
-from paperlib.training import checkpoint
 
 CONFIG = TrainConfig(data_shape=(6,), hidden=(5,), latent_dim=2)
 
@@ -146,7 +146,7 @@ def test_an_interrupted_save_leaves_the_old_file(
         raise error
 
     old = saved.read_bytes()
-    monkeypatch.setattr(checkpoint, "save_file", interrupted)
+    monkeypatch.setattr(files, "save_file", interrupted)
     with pytest.raises(error):
         save(saved, own(), CONFIG)
     assert saved.read_bytes() == old

@@ -152,8 +152,8 @@ def test_build_follows_the_fields() -> None:
 
 
 def test_a_mismatch_shows_the_differing_fields_and_only_those() -> None:
-    found, wanted = TrainConfig(eps=0.3, seed=4).as_dict(), TrainConfig().as_dict()
-    message = str(ConfigMismatchError("some/file", found, wanted))
+    stored, wanted = TrainConfig(eps=0.3, seed=4).as_dict(), TrainConfig().as_dict()
+    message = str(ConfigMismatchError("some/file", stored, wanted))
     assert "some/file" in message
     assert "eps: found 0.3, wanted 0.1" in message and "seed: found 4, wanted 0" in message
     assert "kappa" not in message

@@ -23,9 +23,9 @@ from test_resume import SMALL, at_epoch, content, run
 from torch import distributed
 
 from paperlib import TrainConfig
+from paperlib.runtime import files
 from paperlib.runtime.distributed import on_rank_zero, process_group, rank_and_world_size
 from paperlib.runtime.files import read_tensors
-from paperlib.training import checkpoint
 from paperlib.training.loop import TrainResult
 
 FIFTY = replace(SMALL, steps=50)  # ten epochs of five steps
@@ -40,8 +40,8 @@ def shared(folder: Path | None, config: TrainConfig = FIFTY) -> tuple[np.ndarray
         return numbers(run(folder, config))
 
 
-def assert_close(found: Any, expected: tuple[np.ndarray, np.ndarray]) -> None:
-    for one, other in zip(found, expected, strict=True):
+def assert_close(actual: Any, expected: tuple[np.ndarray, np.ndarray]) -> None:
+    for one, other in zip(actual, expected, strict=True):
         assert one.shape == other.shape
         assert np.linalg.norm(one - other) <= 1e-4 * np.linalg.norm(other)
 
@@ -59,10 +59,10 @@ def test_processes_that_share_each_batch_train_as_one(count: int, config: TrainC
     outcomes = [child.ended() for child in ranks(count, shared, None, config)]
     assert [status for status, _ in outcomes] == [0] * count
     expected = numbers(run(None, config))
-    for _, found in outcomes:
-        assert_close(found, expected)
-        for mine, first in zip(found, outcomes[0][1], strict=True):
-            assert np.array_equal(mine, first), "all processes hold one model"
+    for _, result in outcomes:
+        assert_close(result, expected)
+        for own, first in zip(result, outcomes[0][1], strict=True):
+            assert np.array_equal(own, first), "all processes hold one model"
 
 
 def each_in_its_own(folder: Path, config: TrainConfig = FIFTY) -> tuple[np.ndarray, np.ndarray]:
@@ -98,9 +98,9 @@ def test_when_a_process_is_lost_the_others_say_so_and_the_run_goes_on_later(
 
     outcomes = [child.ended() for child in ranks(2, each_in_its_own, tmp_path)]
     expected = numbers(run(None, FIFTY))
-    for status, found in outcomes:
+    for status, result in outcomes:
         assert status == 0
-        assert_close(found, expected)
+        assert_close(result, expected)
     assert_close(numbers(run(tmp_path / "0", FIFTY)), expected)  # one process takes over what two have made
     assert sorted(content(tmp_path / "0")) == ["checkpoint.safetensors", "lock"]
     assert not (tmp_path / "1").exists(), "the first process alone writes, and the others go on from what it read"
@@ -137,7 +137,7 @@ def full_disk(folder: Path) -> None:
     def full(*_: object) -> None:
         raise SafetensorError("No space left on device")
 
-    with at_epoch(3, patch.object(checkpoint, "save_file", full).start):
+    with at_epoch(3, patch.object(files, "save_file", full).start):
         each_in_its_own(folder)
 
 
@@ -162,7 +162,7 @@ def test_a_process_started_alone_trains_alone() -> None:
 
 SCRIPT = """
 import sys
-from test_distributed import SMALL, numbers, process_group, processes, run
+from test_distributed import SMALL, numbers, process_group, rank_and_world_size, run
 with process_group():
     rank, count = rank_and_world_size()
     result = numbers(run(sys.argv[1], SMALL))

@@ -1,7 +1,6 @@
 """Training: reproducible to the bit, faithful to its formula, and loud when it diverges."""
 
 import copy
-import importlib
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from paperlib import (
+    IBP,
     VAE,
     Bernoulli,
     Gaussian,
@@ -28,8 +28,10 @@ from paperlib import (
     robust_loss,
     train,
 )
+from paperlib.certificates.intervals import IntervalBounds
 from paperlib.data.datasets import Dataset
 from paperlib.runtime.device import choose_device, matmul_precision
+from paperlib.training import loop, loss
 from paperlib.training.loop import TrainingDivergedError
 
 COLUMNS = ["step", "eps", "kappa", "lr", "clean", "log_likelihood", "kl", "certified"]
@@ -121,26 +123,40 @@ def test_the_loss_is_its_formula(kappa: float, method: Any, target: Any, likelih
     x, noise, ball = stripes(8).x.double(), torch.randn(8, 2).double(), LinfBall(0.1)
     certified = elbo_bounds(vae, x, ball, noise, method, target).lower
     expected = -(kappa * elbo(vae, x, noise) + (1 - kappa) * certified).mean()
-    torch.testing.assert_close(robust_loss(vae, x, ball, noise, kappa, target, method), expected, rtol=1e-12, atol=0)
+    torch.testing.assert_close(robust_loss(vae, x, ball, noise, kappa, method, target), expected, rtol=1e-12, atol=0)
 
 
 def test_a_plain_vae_never_computes_a_certificate(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise AssertionError("the certificate was computed")
 
-    monkeypatch.setattr(importlib.import_module("paperlib.train"), "box_certificate", refuse)
     vae, x, noise = CONFIG.build(), stripes(8).x, torch.randn(8, 2)
-    robust_loss(vae, x, LinfBall(0.1), noise, 1.0)
-    with pytest.raises(AssertionError, match="the certificate was computed"):
-        robust_loss(vae, x, LinfBall(0.1), noise, 0.99)
+    for part, name in ((LinfBall, "unchecked_box"), (IntervalBounds, "of"), (IBP, "lower_over")):
+        with monkeypatch.context() as patch:
+            patch.setattr(part, name, refuse)
+            robust_loss(vae, x, LinfBall(0.1), noise, 1.0)
+            with pytest.raises(AssertionError, match="the certificate was computed"):
+                robust_loss(vae, x, LinfBall(0.1), noise, 0.99)
 
 
 def test_full_robustness_never_computes_the_clean_elbo(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise AssertionError("the clean ELBO was computed")
 
-    monkeypatch.setattr(importlib.import_module("paperlib.train"), "elbo_terms", refuse)
-    robust_loss(CONFIG.build(), stripes(8).x, LinfBall(0.1), torch.randn(8, 2), 0.0)
+    monkeypatch.setattr(loss, "unchecked_elbo", refuse)
+    vae, x, noise = CONFIG.build(), stripes(8).x, torch.randn(8, 2)
+    robust_loss(vae, x, LinfBall(0.1), noise, 0.0)
+    with pytest.raises(AssertionError, match="the clean ELBO was computed"):
+        robust_loss(vae, x, LinfBall(0.1), noise, 0.01)
+
+
+@pytest.mark.parametrize(
+    ("method", "message"),
+    [("exact", "BranchAndBound.* has no gradient to train on: use one of 'ibp', 'crown-ibp'"), ("magic", "unknown")],
+)
+def test_a_method_without_a_gradient_is_no_objective(method: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        robust_loss(CONFIG.build(), stripes(8).x, LinfBall(0.1), torch.randn(8, 2), 0.5, method)
 
 
 def test_training_on_the_certificate_raises_it() -> None:
@@ -246,13 +262,12 @@ def test_divergence_in_the_very_last_step_is_not_missed() -> None:
 
 def test_where_losses_are_read_once_an_epoch_the_first_bad_step_is_named() -> None:
     """Loss and gradient norm of the steps 9 to 12, read at step 12."""
-    module = importlib.import_module("paperlib.train")
-    state = module._begin(CONFIG, None, torch.device("cpu"))
+    state = loop._begin(CONFIG, None, torch.device("cpu"))
     state.step = 12
     losses = torch.tensor([[1.0, 2.0], [3.0, torch.inf], [torch.nan, torch.nan], [4.0, 5.0]])
     with pytest.raises(TrainingDivergedError, match="loss 3, gradient norm inf at step 10: training diverged"):
-        module._check_finite(losses, state)
-    module._check_finite(losses[::3], state)
+        loop._check_finite(losses, state)
+    loop._check_finite(losses[::3], state)
 
 
 class Reads(TorchDispatchMode):
@@ -287,14 +302,14 @@ def steps_of_one_epoch(count: int, bound: Any, device: str) -> Callable[[], obje
     return lambda: train(config, data=stripes(), device=device)
 
 
-@pytest.mark.parametrize("free", [True, False])
+@pytest.mark.parametrize("synchronous", [True, False])
 @pytest.mark.parametrize("bound", ["ibp", "crown-ibp"])
 def test_a_step_reads_no_value_but_whether_it_is_finite_where_that_is_free(
-    monkeypatch: pytest.MonkeyPatch, bound: Any, free: bool
+    monkeypatch: pytest.MonkeyPatch, bound: Any, synchronous: bool
 ) -> None:
-    monkeypatch.setattr(importlib.import_module("paperlib.train"), "reading_is_free", lambda _: free)
+    monkeypatch.setattr(loop, "is_synchronous", lambda _: synchronous)
     five, ten = (reads_on_the_cpu(steps_of_one_epoch(count, bound, "cpu")) for count in (5, 10))
-    assert ten - five == (5 if free else 0)
+    assert ten - five == (5 if synchronous else 0)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
@@ -325,15 +340,17 @@ def test_products_are_taken_in_another_precision_on_cuda_alone_and_only_within()
 
 
 def test_held_out_certificates_are_measured_in_full_precision(monkeypatch: pytest.MonkeyPatch) -> None:
-    module, used = importlib.import_module("paperlib.train"), []
+    used: list[tuple[str, str]] = []
 
     def note(name: str) -> Callable[..., object]:
-        real = getattr(module, name)
+        real = getattr(loop, name)
         return lambda *args: (used.append((name, torch.backends.cuda.matmul.fp32_precision)), real(*args))[1]
 
     for name in ("robust_loss", "_measure"):
-        monkeypatch.setattr(module, name, note(name))
-    monkeypatch.setattr(module, "products_in", lambda precision, _: matmul_precision(precision, torch.device("cuda")))
+        monkeypatch.setattr(loop, name, note(name))
+    monkeypatch.setattr(
+        loop, "matmul_precision", lambda precision, _: matmul_precision(precision, torch.device("cuda"))
+    )
     train(replace(CONFIG, steps=6), data=stripes(), device="cpu")
     step, measured = ("robust_loss", "tf32"), ("_measure", "ieee")
     assert used == [step] * 5 + [measured, step, measured]

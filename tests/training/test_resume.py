@@ -1,7 +1,6 @@
 """A run in a folder: killed, cut short or refused at any moment, it ends with the bits of one that was left alone."""
 
 import errno
-import importlib
 import os
 import random
 import resource
@@ -25,13 +24,13 @@ from test_loop import CONFIG, stripes, weights
 from torch import nn
 
 from paperlib import VAE, Bernoulli, TrainConfig, save, train
+from paperlib.runtime import files
 from paperlib.runtime.distributed import PeerStoppedError
 from paperlib.runtime.files import ConfigMismatchError, DamagedFileError, read_tensors, write_tensors
-from paperlib.training import checkpoint
+from paperlib.training import loop
 from paperlib.training.loop import TrainingDivergedError, TrainResult
 from paperlib.training.resume import RunFolderError, tensor_digest
 
-module = importlib.import_module("paperlib.train")  # the module: `paperlib.train` as an attribute is the function
 SMALL = replace(CONFIG, hidden=(8,))  # four epochs of five steps
 LONG = replace(SMALL, steps=400)
 
@@ -45,24 +44,24 @@ def alone(config: TrainConfig = SMALL) -> TrainResult:
     return run(None, config)
 
 
-def assert_same_bits(found: TrainResult, expected: TrainResult) -> None:
-    one, two = found.vae.state_dict(), expected.vae.state_dict()
+def assert_same_bits(actual: TrainResult, expected: TrainResult) -> None:
+    one, two = actual.vae.state_dict(), expected.vae.state_dict()
     assert one.keys() == two.keys()
     assert [name for name in one if not torch.equal(one[name], two[name])] == []
-    pd.testing.assert_frame_equal(found.history, expected.history, check_exact=True)
+    pd.testing.assert_frame_equal(actual.history, expected.history, check_exact=True)
 
 
 @contextmanager
 def at_epoch(number: int, happens: Callable[[], object]) -> Iterator[None]:
     """Something happens at the end of the epoch of this number, counted from one in this process."""
-    real, calls = module._measure, count(1)
+    real, calls = loop._measure, count(1)
 
     def measure(*args: Any) -> object:
         if next(calls) == number:
             happens()
         return real(*args)
 
-    with patch.object(module, "_measure", measure):
+    with patch.object(loop, "_measure", measure):
         yield
 
 
@@ -127,7 +126,7 @@ def killed_in_writing(folder: Path, moment: str) -> None:
         kill()
 
     function, killing = {
-        "in the middle of the file": ((checkpoint, "save_file"), half),
+        "in the middle of the file": ((files, "save_file"), half),
         "before it takes its place": ((os, "replace"), kill),
         "after it took its place": ((os, "replace"), replaced),
     }[moment]
@@ -180,9 +179,9 @@ def test_a_run_on_cuda_goes_on_where_it_was(tmp_path: Path) -> None:
     expected = run(None, device="cuda")
     with at_epoch(3, press_ctrl_c), pytest.raises(KeyboardInterrupt):
         run(tmp_path, device="cuda")
-    found = run(tmp_path, device="cuda")
-    assert found.history["step"].tolist() == [5, 10, 15, 20]
-    torch.testing.assert_close(weights(found.vae), weights(expected.vae), rtol=1e-3, atol=1e-4)
+    resumed = run(tmp_path, device="cuda")
+    assert resumed.history["step"].tolist() == [5, 10, 15, 20]
+    torch.testing.assert_close(weights(resumed.vae), weights(expected.vae), rtol=1e-3, atol=1e-4)
     with pytest.raises(ConfigMismatchError, match="device: found 'cuda', wanted 'cpu'"):
         run(tmp_path)
 
@@ -191,7 +190,7 @@ def test_a_finished_run_is_returned_without_a_step(tmp_path: Path, monkeypatch: 
     run(tmp_path)
     before = content(tmp_path)
     for name in ("_epoch", "_measure"):
-        monkeypatch.setattr(module, name, None)
+        monkeypatch.setattr(loop, name, None)
     again = run(tmp_path)
     assert_same_bits(again, alone())
     assert not again.vae.training and content(tmp_path) == before
@@ -200,7 +199,7 @@ def test_a_finished_run_is_returned_without_a_step(tmp_path: Path, monkeypatch: 
 def test_a_run_that_diverges_after_a_break_still_holds_the_last_good_epoch(
     begun: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_measure", lambda *_: {"clean": torch.nan, "certified": torch.nan})
+    monkeypatch.setattr(loop, "_measure", lambda *_: {"clean": torch.nan, "certified": torch.nan})
     before = content(begun)
     with pytest.raises(TrainingDivergedError, match=r"step 14: training diverged.*2 epochs") as caught:
         run(begun)
@@ -220,7 +219,7 @@ def test_ctrl_c_while_the_checkpoint_is_written_leaves_the_last_one(begun: Path)
         press_ctrl_c()
 
     before = content(begun)
-    with patch.object(checkpoint, "save_file", interrupted), pytest.raises(KeyboardInterrupt):
+    with patch.object(files, "save_file", interrupted), pytest.raises(KeyboardInterrupt):
         run(begun)
     assert content(begun) == before
     assert_same_bits(run(begun), alone())
@@ -239,7 +238,7 @@ def test_a_full_disk_is_one_error_that_says_what_to_do(begun: Path, error: Excep
         raise error
 
     before = content(begun)
-    with patch.object(checkpoint, "save_file", full), pytest.raises(RunFolderError) as caught:
+    with patch.object(files, "save_file", full), pytest.raises(RunFolderError) as caught:
         run(begun)
     assert caught.match(FULL.format(3) + "the checkpoint of epoch 2 is intact, and it goes on from there")
     assert caught.match("No space left on device") and caught.value.__cause__ is error
@@ -253,7 +252,7 @@ def test_a_disk_that_is_full_from_the_start_promises_no_checkpoint(
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "save_file", full)
+    monkeypatch.setattr(files, "save_file", full)
     with pytest.raises(RunFolderError, match=FULL.format(1) + "there is no earlier checkpoint, so it starts over"):
         run(tmp_path)
 
@@ -284,7 +283,7 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Mon
     def refuse(path: object, *_: object) -> None:
         raise PermissionError(errno.EACCES, "Permission denied", str(path))
 
-    monkeypatch.setattr("paperlib.run.open", refuse, raising=False)
+    monkeypatch.setattr("paperlib.training.resume.open", refuse, raising=False)
     with pytest.raises(RunFolderError, match=r"no run can be kept in .*run .*Permission denied.*lock"):
         run(tmp_path / "run")
 
@@ -389,9 +388,7 @@ def test_the_digest_tells_apart_names_types_shapes_bytes_and_what_is_said() -> N
         tensor_digest({"x": x}, "said"),
     ]
     assert len(set(variants)) == len(variants)
-    assert tensor_digest({"x": x[::2]}) == tensor_digest({"x": x[::2].clone()}), (
-        "the layout in memory is nobody's business"
-    )
+    assert tensor_digest({"x": x[::2]}) == tensor_digest({"x": x[::2].clone()}), "the layout in memory does not count"
 
 
 def test_only_the_error_of_a_lost_peer_is_called_one(tmp_path: Path) -> None:

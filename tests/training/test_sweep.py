@@ -1,6 +1,5 @@
 """A grid of configurations: each in its own folder, finished ones kept, failed ones named, all rows in one file."""
 
-import importlib
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,12 +11,13 @@ import torch
 
 from paperlib import TrainConfig, certify, load, load_dataset
 from paperlib.certificates.evaluation import evaluation_noise
+from paperlib.runtime import parallel
 from paperlib.runtime.files import DamagedFileError
 from paperlib.runtime.parallel import Outcome, TaskError, TasksFailedError
 from paperlib.runtime.rows import read_header, read_rows
+from paperlib.training import sweep as sweep_module
 from paperlib.training.sweep import sweep, varying
 
-module = importlib.import_module("paperlib.sweep")
 CONFIG = TrainConfig("two-moons", (2,), (16,), latent_dim=4, likelihood="gaussian", steps=20, batch_size=64, eps=0.05)
 GRID = [replace(CONFIG, kappa=kappa, lr=lr) for lr in (2e-3, 1e30) for kappa in (0.0, 0.5)]  # the last two diverge
 GOOD = GRID[:2]
@@ -45,7 +45,7 @@ def tasks(monkeypatch: pytest.MonkeyPatch) -> list[TrainConfig]:
             except Exception as error:
                 yield Outcome(item, error=TaskError(f"{type(error).__name__}: {error}"))
 
-    monkeypatch.setattr(module, "outcomes", here)
+    monkeypatch.setattr(sweep_module, "outcomes", here)
     return ran
 
 
@@ -62,12 +62,12 @@ def test_a_row_for_each_configuration_measured_at_its_own_eps(tmp_path: Path, ta
         vae, test = load(tmp_path / config.digest / "model.safetensors", config), load_dataset("two-moons", "test")
         ball, noise = test.ball(config.eps), evaluation_noise(IMAGES, 4)
         for method, name in (("ibp", "ibp"), ("crown-ibp", "crown_ibp")):
-            found = certify(vae, test.x[:IMAGES], ball, noise, method=method)
-            assert (row[name], row[f"{name}_se"]) == (found["certified"].mean(), found["certified"].sem())
+            measured = certify(vae, test.x[:IMAGES], ball, noise, method=method)
+            assert (row[name], row[f"{name}_se"]) == (measured["certified"].mean(), measured["certified"].sem())
         assert (row["clean"], row["clean_se"], row["kl"]) == (
-            found["clean"].mean(),
-            found["clean"].sem(),
-            found["kl"].mean(),
+            measured["clean"].mean(),
+            measured["clean"].sem(),
+            measured["kl"].mean(),
         )
         fields = {k: " ".join(map(str, v)) if isinstance(v, list) else v for k, v in config.as_dict().items()}
         assert {name: str(row[name]) for name in fields} == {name: str(value) for name, value in fields.items()}
@@ -118,7 +118,7 @@ def assert_the_same(one: Path, other: Path) -> None:
 def test_processes_train_beside_each_other_and_failures_stop_no_other(tmp_path: Path, tasks: list[TrainConfig]) -> None:
     sweep(GOOD, tmp_path / "here", images=IMAGES)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "outcomes", importlib.import_module("paperlib.parallel").outcomes)
+        patch.setattr(sweep_module, "outcomes", parallel.outcomes)
         with pytest.raises(TasksFailedError) as caught:
             sweep(GRID, tmp_path / "there", images=IMAGES, jobs=2, device="cpu")
     first, *failed = str(caught.value).splitlines()
@@ -140,7 +140,7 @@ def test_a_data_set_that_is_not_there_fails_its_own_runs_alone(tmp_path: Path, t
 
 
 def test_rows_that_another_machine_wrote_elsewhere_are_missed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "cluster_outcomes", lambda _, items, name: (Outcome(item) for item in items))
+    monkeypatch.setattr(sweep_module, "cluster_outcomes", lambda _, items, name: (Outcome(item) for item in items))
     with pytest.raises(
         TasksFailedError, match=rf"^1 of 1 runs failed\n{CONFIG.digest}: its rows are not in {tmp_path}"
     ):

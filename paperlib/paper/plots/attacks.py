@@ -7,7 +7,17 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from paperlib.paper.plots.mnist_training import digit_grid
-from paperlib.paper.plots.style import COLORS, EPS_LABEL, LABELS, MARKERS, finish, legend_above, model_look, panels
+from paperlib.paper.plots.style import (
+    CEILING_LOOK,
+    COLORS,
+    EPS_LABEL,
+    LABELS,
+    MARKERS,
+    finish,
+    legend_above,
+    model_look,
+    panels,
+)
 
 
 def attacked_digits(x: Tensor, attacked: Mapping[str, Tensor], rebuilt: Mapping[str, Tensor], caption: str) -> Figure:
@@ -23,14 +33,18 @@ def attacked_digits(x: Tensor, attacked: Mapping[str, Tensor], rebuilt: Mapping[
     return digit_grid(rows, caption)
 
 
-def elbo_against_eps(rows: pd.DataFrame, caption: str) -> Figure:
-    """Mean attacked ELBO against the radius for each model (bars: one standard error), and the KL part beside it."""
+def elbo_against_eps(rows: pd.DataFrame, ceiling: pd.DataFrame, caption: str) -> Figure:
+    """Mean attacked ELBO against the radius for each model (bars: one standard error), and the KL part beside it.
+
+    The ceiling is that of any model whatever on the attacked images: how far the likelihood alone must fall.
+    """
     figure, axes = panels(1, 2, height=2.4)
     for name, part in rows.groupby("model", sort=False):
         by_eps = part.groupby("eps")
         for axis, column in ((axes[0], "attacked"), (axes[1], "attacked_kl")):
             mean, error = by_eps[column].mean(), by_eps[column].sem()
             axis.errorbar(mean.index, mean, error, **model_look(str(name)))
+    axes[0].plot(ceiling["eps"], ceiling["attacked_ceiling"], **CEILING_LOOK)
     axes[0].set_ylabel("attacked ELBO (nats)")
     axes[1].set_ylabel("KL when attacked (nats)")
     axes[1].set_ylim(0, None)

@@ -1,48 +1,81 @@
 """Figures of notebook 4: certified, attacked and clean ELBO, and where intervals lose."""
 
+import math
+
+import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 
-from paperlib.paper.plots.style import COLORS, COLUMN, LABELS, finish, model_look, panels
+from paperlib.paper.plots.style import (
+    CEILING_LOOK,
+    COLORS,
+    COLUMN,
+    LABELS,
+    finish,
+    legend_above,
+    model_look,
+    panels,
+)
 
 LOST = -5_000  # nats: a mean certificate below this says nothing about a digit
 
 
-def sandwich(certified: pd.DataFrame, attacked: pd.DataFrame, caption: str) -> Figure:
-    """Certified, attacked and clean ELBO against the radius, a panel for each model; bars are standard errors.
+def sandwich(certified: pd.DataFrame, attacked: pd.DataFrame, ceiling: pd.DataFrame, caption: str) -> Figure:
+    """Certified, attacked and clean ELBO against the radius, a panel for each model, on one vertical axis.
 
-    Panels share a linear scale, but for models whose certificates are lost: theirs is logarithmic below -400.
+    Means over the images, bars of one standard error; the shading from certificate to attack holds the worst case. The
+    axis is linear down to the lowest attack and the lowest certificate that is not lost. Lost ones lie in a strip
+    below a break, on a logarithmic axis. The ceiling bounds the worst case of any model whatever.
     """
     names = list(certified["model"].unique())
-    figure, axes = panels(1, len(names), height=2.5)
-    kept = certified.groupby("model")["certified"].min() > LOST
-    lowest = certified[certified["model"].map(kept)]["certified"].min()
-    for axis, name in zip(axes, names, strict=True):
-        known = certified[certified["model"] == name].sort_values("eps")
-        found = attacked[attacked["model"] == name].groupby("eps")["attacked"]
+    least = certified.groupby("model")["certified"].min()
+    mean_attacked = attacked.groupby(["model", "eps"])["attacked"].mean()
+    floor = 1.05 * min(*least[least > LOST], mean_attacked.min(), -1.0)
+    strip = bool(least.min() <= LOST)
+    figure, axes = panels(
+        1 + strip, len(names), height=3.2, sharex=True, sharey="row", height_ratios=[4, 1][: 1 + strip]
+    )
+    grid = axes.reshape(1 + strip, len(names))
+    for column, name in zip(grid.T, names, strict=True):
+        bound = certified[certified["model"] == name].sort_values("eps")
+        reached = attacked[attacked["model"] == name].groupby("eps")["attacked"]
         series = {
-            "clean": (known["eps"], known["clean"], known["clean_se"], "o"),
-            "attacked": (found.mean().index, found.mean(), found.sem(), "X"),
-            "certified": (known["eps"], known["certified"], known["certified_se"], "^"),
+            "clean": (bound["eps"], bound["clean"], bound["clean_se"], "o"),
+            "attacked": (reached.mean().index, reached.mean(), reached.sem(), "X"),
+            "certified": (bound["eps"], bound["certified"], bound["certified_se"], "^"),
         }
-        for label, (eps, mean, error, marker) in series.items():
-            axis.errorbar(eps, mean, error, color=COLORS[label], marker=marker, label=label)
-        axis.fill_between(known["eps"], known["certified"], found.mean(), color=COLORS["certified"], alpha=0.12, lw=0)
-        if kept[name]:
-            axis.set_ylim(1.05 * lowest, 0)
-        else:
-            axis.set_yscale("symlog", linthresh=400, linscale=2)
-            powers = range(4, 10, 2)
-            axis.set_yticks([0, -200, -400, *(-(10.0**n) for n in powers)])
-            axis.set_yticklabels(["0", "−200", "−400", *(f"$-10^{n}$" for n in powers)])
-            axis.set_ylim(min(-1e7, 2 * known["certified"].min()), 0)
-            axis.minorticks_off()
-        axis.set_title(LABELS.get(name, name))
-        axis.set_xlabel("radius $\\epsilon$ (pixels)")
-    axes[0].set_ylabel("ELBO (nats)")
-    axes[-1].legend(loc="lower left")
+        for axis in column:
+            for label, (eps, mean, error, marker) in series.items():
+                axis.errorbar(eps, mean, error, color=COLORS[label], marker=marker, label=label)
+            axis.fill_between(
+                bound["eps"], bound["certified"], reached.mean(), color=COLORS["certified"], alpha=0.15, lw=0,
+                label="the worst case lies here",
+            )  # fmt: skip
+            axis.plot(ceiling["eps"], ceiling["ceiling"], **CEILING_LOOK)
+        column[0].set_ylim(floor, 0)
+        column[0].set_title(LABELS.get(name, name))
+        column[-1].set_xlabel("radius $\\epsilon$ (pixels)")
+    if strip:
+        _break(grid, top=min(LOST, floor), lowest=least.min())
+    grid[0, 0].set_ylabel("ELBO (nats)")
+    legend_above(figure, grid[0, 0], columns=5)
     return finish(figure, caption)
+
+
+def _break(grid: np.ndarray, top: float, lowest: float) -> None:
+    """The lower row of panels as a logarithmic strip that continues the upper row below a marked break."""
+    powers = range(math.ceil(math.log10(-top)), math.floor(math.log10(-3 * lowest)) + 1)
+    for upper, lower in grid.T:
+        lower.set_yscale("symlog", linthresh=-top)
+        lower.set_ylim(3 * lowest, top)
+        lower.set_yticks([-(10.0**power) for power in powers[::2]], [f"$-10^{{{power}}}$" for power in powers[::2]])
+        lower.minorticks_off()
+        upper.spines["bottom"].set_visible(False)
+        upper.tick_params(axis="x", length=0, labelbottom=False)
+        mark = {"marker": [(-1, -0.5), (1, 0.5)], "ms": 7, "mew": 1, "color": "black", "ls": "none", "clip_on": False}
+        upper.plot([0], [0], transform=upper.transAxes, **mark)
+        lower.plot([0], [1], transform=lower.transAxes, **mark)
 
 
 def gap_distribution(rows: pd.DataFrame, caption: str) -> Figure:

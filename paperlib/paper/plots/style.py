@@ -4,6 +4,8 @@ Every figure has its data set and sample size in the caption line below it, and 
 """
 
 import textwrap
+from collections.abc import Sequence
+from typing import Literal
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -25,6 +27,7 @@ COLORS = {
 }
 MARKERS = {"VAE": "o", "proVAE kappa=0": "s", "proVAE kappa=0.5": "D"}
 LABELS = {"proVAE kappa=0": "proVAE $\\kappa=0$", "proVAE kappa=0.5": "proVAE $\\kappa=0.5$"}
+CEILING_LOOK = {"color": "0.45", "linestyle": "--", "linewidth": 1.0, "label": "ceiling of any model"}
 EPS_LABEL = "radius $\\epsilon$ (pixels in [0, 1])"
 
 
@@ -54,10 +57,24 @@ def style() -> None:
 
 
 def panels(
-    rows: int, columns: int, height: float, width: float = PAGE, sharex: bool = False, sharey: bool = False
+    rows: int,
+    columns: int,
+    height: float,
+    width: float = PAGE,
+    sharex: bool = False,
+    sharey: bool | Literal["row"] = False,
+    height_ratios: Sequence[float] | None = None,
 ) -> tuple[Figure, np.ndarray]:
     """A figure of the given size in inches and its axes as a flat array, row by row."""
-    figure, axes = plt.subplots(rows, columns, figsize=(width, height), sharex=sharex, sharey=sharey, squeeze=False)
+    figure, axes = plt.subplots(
+        rows,
+        columns,
+        figsize=(width, height),
+        sharex=sharex,
+        sharey=sharey,
+        height_ratios=height_ratios,
+        squeeze=False,
+    )
     return figure, axes.ravel()
 
 
@@ -73,6 +90,6 @@ def finish(figure: Figure, caption: str) -> Figure:
     return figure
 
 
-def legend_above(figure: Figure, axis: Axes) -> None:
+def legend_above(figure: Figure, axis: Axes, columns: int = 4) -> None:
     """One legend for all panels, from the entries of one of them."""
-    figure.legend(*axis.get_legend_handles_labels(), loc="outside upper center", ncols=4)
+    figure.legend(*axis.get_legend_handles_labels(), loc="outside upper center", ncols=columns)

@@ -1,0 +1,112 @@
+"""Numbers that somebody typed into prose although they were measured: they go stale unseen when results change.
+
+A digit may stand in the prose of a notebook where it is part of a reference (notebook 4, section 3), of a citation (a
+year, an arXiv id), of a formula, or of a definition that the code cell beside it states, too. Nothing of this excuses a
+number with a unit of measurement behind it (nats, per cent, times, seconds): such numbers are computed from rows. Small
+counts are written as words, and a word with a unit behind it is as wrong as a digit.
+"""
+
+import ast
+import re
+from collections.abc import Iterable, Iterator
+
+from nbformat import NotebookNode
+
+_ONES = "one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|thirteen|fourteen|fifteen|sixteen|seventeen"
+_TENS = "eighteen|nineteen|twenty|thirty|forty|fifty|sixty|seventy|eighty|ninety|hundreds?|thousands?|millions?|dozens?"
+_WORD = rf"(?:{_ONES}|{_TENS}|tens)"
+_UNIT = (
+    r"(?:nats?|per\s?cents?|%|times|fold|orders?\s+of\s+magnitude|(?:milli)?seconds?|minutes?|hours?|ms|[GM]i?B)(?!\w)"
+)
+_NUMBER = r"(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:[eE][-+]?\d+)?"
+_FRACTION = r"(?:third|quarter|fifth|tenth|hundredth|thousandth|millionth)"
+VALUE = "\N{BLACK SQUARE}"  # stands for what an f-string computes
+
+WITH_UNIT = [
+    re.compile(rf"(?<!\w){_NUMBER}\$?[\s-]*(?:\w+\s+)?{_UNIT}"),
+    re.compile(rf"\b{_WORD}(?:(?:[\s-]+|\s+(?:and|to|or|of)\s+){_WORD})*[\s-]+(?:of\s+)?(?:\w+\s+)?{_UNIT}", re.I),
+    re.compile(r"\b(?:twice|thrice|half|\w+fold)\s+(?:as|the|an?|of|that|those)\b", re.I),
+    re.compile(rf"\b(?:an?|one|nearly|about|almost|some|over|under)\s+{_FRACTION}\b|\b{_FRACTION}s\b", re.I),
+]
+EXCUSED = re.compile(
+    r"```.*?```|`[^`]*`"  # code
+    r"|\]\([^)]*\)|https?://\S+"  # where links lead
+    r"|^#*\s*\d+\.\s"  # the number of a heading or of an item in a list
+    r"|\b(?:notebook|section|figure|table|equation|chapter)s?\s\d+(?:(?:,\s|\sand\s|\sto\s|,\sand\s)\d+)*"
+    r"|\barXiv:?\s?\d{4}\.\d{4,5}|(?<!\d)\d{4}\.\d{5}(?!\d)"
+    r"|(?:et\sal\.|[A-Z]\w+),?\s\(?(?:19|20)\d\d\b",  # a citation's year
+    re.DOTALL | re.MULTILINE,
+)
+FORMULA = re.compile(r"\$\$.*?\$\$|\$[^$]+\$", re.DOTALL)
+
+
+def typed_numbers(text: str, settings: frozenset[float] = frozenset()) -> list[str]:
+    """What looks like a typed result in Markdown text; `settings` are the numbers that the code beside it states."""
+    excused = EXCUSED.sub(" ", text)
+    wrong = [match[0] for pattern in WITH_UNIT for match in pattern.finditer(excused)]
+    for formula in FORMULA.findall(excused):
+        # whole numbers below a hundred make up formulas; others are settings
+        wrong += [number for number in _numbers(formula) if _value(number) not in settings and not _small(number)]
+    prose = FORMULA.sub(" ", excused)
+    return wrong + [number for number in _numbers(prose) if _value(number) not in settings | {0.0, 1.0}]
+
+
+def typed_in(nb: NotebookNode) -> Iterator[tuple[int, str]]:
+    """Cell and finding, for all Markdown of a notebook: its Markdown cells, and the text that its code displays."""
+    stated = [_stated(cell) for cell in nb.cells]
+    for place, cell in enumerate(nb.cells):
+        if cell.cell_type == "markdown":
+            before = next((part for part in reversed(stated[:place]) if part is not None), frozenset())
+            after = next((part for part in stated[place + 1 :] if part is not None), frozenset())
+            texts, settings = [cell.source], before | after
+        elif cell.cell_type == "code":
+            texts, settings = _displayed(cell.source), stated[place] or frozenset()
+        else:
+            continue
+        yield from ((place, number) for text in texts for number in typed_numbers(text, settings))
+
+
+def _numbers(text: str) -> list[str]:
+    return re.findall(rf"(?<![\w.]){_NUMBER}(?!\w)", text)
+
+
+def _value(number: str) -> float:
+    return float(number.replace(",", ""))
+
+
+def _small(number: str) -> bool:
+    return number.isdigit() and int(number) < 100
+
+
+def _stated(cell: NotebookNode) -> frozenset[float] | None:
+    """The numbers in a code cell and in its strings, but for displayed text; None for cells that state nothing."""
+    if cell.cell_type != "code" or "parameters" in cell.metadata.get("tags", []):
+        return None
+    nodes = list(ast.walk(ast.parse(cell.source)))
+    strings: list[ast.expr] = [node for node in nodes if isinstance(node, ast.JoinedStr)]
+    strings += [argument for call in _calls_of_markdown(nodes) for argument in call.args]
+    shown = {id(part) for node in strings for part in _parts(node)}
+    values = [node.value for node in nodes if isinstance(node, ast.Constant) and id(node) not in shown]
+    stated = {float(value) for value in values if isinstance(value, int | float)}
+    return frozenset(stated | {_value(text) for value in values if isinstance(value, str) for text in _numbers(value)})
+
+
+def _displayed(source: str) -> list[str]:
+    """The text in each call of `Markdown`, with a mark in place of what is computed."""
+    return [_text(argument) for call in _calls_of_markdown(ast.walk(ast.parse(source))) for argument in call.args]
+
+
+def _calls_of_markdown(nodes: Iterable[ast.AST]) -> list[ast.Call]:
+    calls = (node for node in nodes if isinstance(node, ast.Call))
+    return [call for call in calls if isinstance(call.func, ast.Name) and call.func.id == "Markdown"]
+
+
+def _parts(node: ast.expr) -> list[ast.expr]:
+    """A string's own text and what it computes, in order; sums of strings are taken apart."""
+    if isinstance(node, ast.JoinedStr):
+        return node.values
+    return [*_parts(node.left), *_parts(node.right)] if isinstance(node, ast.BinOp) else [node]
+
+
+def _text(node: ast.expr) -> str:
+    return "".join(str(part.value) if isinstance(part, ast.Constant) else VALUE for part in _parts(node))
