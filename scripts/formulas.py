@@ -115,8 +115,11 @@ def _drawn(element: Element) -> None:
 
 def _prime(element: Element) -> None:
     """A prime beside its letter: fonts hold it raised, and as a superscript it would be raised twice."""
-    if element.tag == "msup" and re.fullmatch("′+", element[1].text or ""):
-        element.tag = "mrow"
+    if element.tag in {"msup", "msubsup"} and re.fullmatch("′+", element[-1].text or ""):
+        letter, *index, prime = element
+        primed = Element("mrow")
+        primed[:] = [letter, prime]
+        element.tag, element[:] = ("msub", [primed, *index]) if index else ("mrow", [letter, prime])
 
 
 def _punctuation(element: Element) -> None:
@@ -126,6 +129,8 @@ def _punctuation(element: Element) -> None:
         _operator(element, "0em", "0em", form=form, stretchy="false")
     elif element.tag == "mo" and element.text in OPENING | CLOSING:
         _operator(element, "0em", "0em", form="prefix" if element.text in OPENING else "postfix")
+    elif element.tag == "mo" and element.text == "|":
+        _operator(element, "0em", "0em")
     elif element.tag == "mi" and element.text == ":":
         _operator(element, WIDE, WIDE)
     elif element.tag == "mi" and element.text == ";":
