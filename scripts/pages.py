@@ -23,6 +23,8 @@ from scripts.formulas import FormulaError, mathml
 TEMPLATES = Path(__file__).with_name("templates")
 FENCED = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
 HEADING = re.compile(r"^#+ .+$", re.MULTILINE)
+# a formula and what follows it without a space, such as a full stop, which a browser would put on the next line
+UNBROKEN = re.compile(r"""\(?<math display="inline">(?:(?!</math>).)*</math>[^\s<]+""", re.DOTALL)
 # what a browser would fetch
 FETCHED = re.compile(r"""<(?:img|script|iframe|video|audio|source)\b[^>]*?\bsrc="(?!data:)([^"]*)"|<link\b[^>]*>""")
 
@@ -75,7 +77,8 @@ class Renderer(IPythonRenderer):
 
 def rendered(markdown: str, file: Path, links: Mapping[str, str], **options: Any) -> str:
     """The Markdown of a file as HTML; `options` are those of nbconvert's renderer."""
-    return MarkdownWithMath(renderer=Renderer(file, links, **options)).render(markdown)
+    text = MarkdownWithMath(renderer=Renderer(file, links, **options)).render(markdown)
+    return UNBROKEN.sub(r'<span class="unbroken">\g<0></span>', text)
 
 
 @dataclass(frozen=True)
