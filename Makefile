@@ -24,7 +24,7 @@ help: ## list the commands and their options
 	@printf '\nOptions:\n'
 	@printf '  %-18s %s\n' \
 	  NB=03 'one notebook only (figures, plots)' \
-	  PROFILE=smoke 'small, in minutes, into build/ (figures, plots; else: paper)' \
+	  PROFILE=smoke 'small, in minutes, into build/ (figures, plots, html; else: paper)' \
 	  DATASET=mnist5k 'or mnist; else auto: full MNIST if it can be had (in the folder PAPERLIB_DATA)' \
 	  FORCE=1 'make again what is up to date (figures)' \
 	  VENV=.venv 'folder of the environment' \
@@ -61,8 +61,8 @@ readme: $(STAMP) ## write the numbers of README.md anew from the committed rows
 lab: $(STAMP) ## open the notebooks in JupyterLab
 	@$(BIN)/jupyter lab $(LAB_FLAGS) notebooks
 
-html: $(STAMP) ## write the notebooks as pages with an index, into build/html
-	@$(BIN)/python -m scripts.html
+html: $(STAMP) ## write the notebooks and the library's reference as pages for a browser, into build/html
+	@$(BIN)/python -m scripts.html --profile $(PROFILE) --dataset $(DATASET)
 
 docker: ## build the container image `provae`
 	@docker build -t provae .

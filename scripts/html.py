@@ -1,107 +1,92 @@
-"""The published notebooks as pages that need no server, with an index: `build/html/index.html`.
+"""The published notebooks as pages that need no network, with an index and the library's reference, in build/html.
 
-Figures and style are inside each page; formulas are set by MathJax from the network, and shown as
-LaTeX without it.
+A Markdown file in `docs/` is a page, too.
 """
 
-import html
-import re
 import shutil
 import sys
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import nbformat
 import tyro
-from nbconvert import HTMLExporter
-from nbconvert.filters import markdown2html
-from nbformat import NotebookNode
 
+import paperlib
 from paperlib.paper.results import ROOT, home
+from scripts.api import reference
+from scripts.figures import FigureOptions, dataset_of
+from scripts.pages import Link, PageError, Source, render
 
-STYLE = """
-body { font: 17px/1.55 Georgia, serif; color: #222; max-width: 46rem; margin: 3rem auto; padding: 0 1rem; }
-h1 { font-size: 1.7rem; line-height: 1.25; } h2 { font-size: 1.15rem; margin: 0 0 .4rem; }
-a { color: #0b5394; text-decoration: none; } a:hover { text-decoration: underline; }
-article { display: flex; gap: 1.5rem; padding: 1.5rem 0; border-top: 1px solid #ddd; align-items: flex-start; }
-article div { flex: 1; } article p { margin: 0; }
-img { width: 13rem; border: 1px solid #eee; } footer { border-top: 1px solid #ddd; color: #777; font-size: .85rem; }
-@media (max-width: 40rem) { article { flex-direction: column; } img { width: 100%; } }
-"""
+HEADING = "Provably robust deep generative models"
 
 
-@dataclass(frozen=True)
-class Entry:
-    """What the index says of one notebook: first heading, first paragraph (Markdown), first figure (base64 PNG)."""
-
-    name: str
-    title: str
-    paragraph: str
-    figure: str | None
-
-
-def describe(name: str, nb: NotebookNode) -> Entry:
-    prose = "\n\n".join(cell.source for cell in nb.cells if cell.cell_type == "markdown")
-    heading = re.search(r"^#+\s+(.+)$", prose, re.MULTILINE)
-    blocks = [block.strip() for block in re.split(r"\n\s*\n", prose[heading.end() if heading else 0 :])]
-    paragraph = next((block for block in blocks if block and not re.match(r"#|!\[|\||```|\$\$", block)), "")
-    outputs = [out for cell in nb.cells if cell.cell_type == "code" for out in cell.outputs]
-    figure = next((out.data["image/png"] for out in outputs if "image/png" in out.get("data", {})), None)
-    return Entry(name, heading.group(1) if heading else name, paragraph, figure and "".join(figure.split()))
+def index(sources: Sequence[Source]) -> Source:
+    """Title, one sentence, and for each page its title, first paragraph and first figure."""
+    sentence = (paperlib.__doc__ or "").partition("\n\n")[0]
+    cells = [nbformat.v4.new_markdown_cell(f"# {HEADING}\n\n{sentence}", id="title")]
+    for source in sources:
+        name, figure = source.file.name, source.figure
+        cell = nbformat.v4.new_markdown_cell(f"## [{source.title}]({name})\n\n{source.paragraph}", id=source.file.stem)
+        if figure:
+            cell.source = f"[![{source.title}](attachment:figure)]({name})\n\n{cell.source}"
+            cell.attachments = {"figure": {"image/png": figure}}
+        cells.append(cell)
+    library = "## [The library](paperlib)\n\nEvery public name and every module of `paperlib`, from the docstrings."
+    cells.append(nbformat.v4.new_markdown_cell(library, id="library"))
+    return Source(Path("index"), nbformat.v4.new_notebook(cells=cells))
 
 
-def index_page(entries: list[Entry], mathjax: str, heading: str) -> str:
-    articles = []
-    for entry in entries:
-        link = f"{html.escape(entry.name)}.html"
-        image = f'<a href="{link}"><img alt="" src="data:image/png;base64,{entry.figure}"></a>' if entry.figure else ""
-        title, text = html.escape(entry.title), markdown2html(entry.paragraph)
-        articles.append(f'<article>{image}<div><h2><a href="{link}">{title}</a></h2>{text}</div></article>')
-    return f"""<!DOCTYPE html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{heading}</title><style>{STYLE}</style>
-<script>window.MathJax = {{ tex2jax: {{ inlineMath: [["$", "$"]] }} }};</script>
-<script async src="{mathjax}"></script></head>
-<body><h1>{heading}</h1>
-{chr(10).join(articles)}
-<footer>The pages hold their figures and need no server. Formulas are set by MathJax from the network; without it they
-are shown as LaTeX.</footer></body></html>
-"""
+def bar(sources: Sequence[Source], place: int) -> list[Link]:
+    """The index, the page before and the page after the one at `place`."""
+    before, after = sources[:place][-1:], sources[place + 1 :][:1]
+    return [
+        Link("index", "index.html", "Index"),
+        *(Link("prev", source.page, source.title) for source in before),
+        *(Link("next", source.page, source.title) for source in after),
+    ]
 
 
-def build(notebooks: Path, target: Path, heading: str = "Provably robust deep generative models") -> list[str]:
-    """Write one page for each numbered notebook and the index into `target`, which holds nothing else afterwards."""
-    paths = sorted(notebooks.glob("[0-9][0-9]_*.ipynb"))
-    if not paths:
+def build(notebooks: Path, docs: Path, target: Path) -> list[str]:
+    """Write a page for each numbered notebook and each Markdown file of `docs`, the index, and the reference.
+
+    `target` holds nothing else afterwards; where a page cannot be made it is left as it was. Returns what it holds.
+
+    Raises:
+        FileNotFoundError: there are no notebooks.
+        PageError: a page cannot be made.
+    """
+    paths = [*sorted(notebooks.glob("[0-9][0-9]_*.ipynb")), *sorted(docs.glob("*.md"))]
+    if not paths or paths[0].suffix == ".md":
         raise FileNotFoundError(f"no executed notebooks in {notebooks}")
-    exporter = HTMLExporter(embed_images=True)
-    exporter.log.setLevel("ERROR")  # it warns of figures without alternative text; their captions stand in the prose
-    pages, entries = {}, []
-    for path in paths:
-        nb = nbformat.read(path, as_version=4)
-        page, _ = exporter.from_notebook_node(nb, resources={"metadata": {"name": path.stem, "path": str(path.parent)}})
-        page = re.sub(
-            r'<script src="[^"]*require[^"]*"></script>', "", page
-        )  # from the network, for widgets: none here
-        pages[f"{path.stem}.html"] = re.sub(r'href="(\d\d_\w+)\.ipynb', r'href="\1.html', page)
-        entries.append(describe(path.stem, nb))
-    pages["index.html"] = index_page(entries, exporter.mathjax_url, heading)
+    sources = [Source.read(path) for path in paths]
+    if any(source.page == "index.html" for source in sources):
+        raise PageError("index.md: the index of all pages has this name, and is made from them")
+    links = {source.file.name: source.page for source in sources} | {"paperlib": "api/paperlib.html"}
+    pages = {source.page: render(source, links, bar(sources, place)) for place, source in enumerate(sources)}
+    pages["index.html"] = render(index(sources), links)
+    pages |= {f"api/{name}": text for name, text in reference().items()}
     shutil.rmtree(target, ignore_errors=True)
-    target.mkdir(parents=True)
-    for name, page in pages.items():
-        (target / name).write_text(page, encoding="utf-8")
-    return sorted(pages)
+    for name, text in pages.items():
+        path = target / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    return list(pages)
 
 
-def main(profile: str = "paper", dataset: str = "mnist") -> int:
+def main(profile: Literal["paper", "smoke"] = "paper", dataset: str = "auto") -> int:
     """Turn the published notebooks of a profile and data set into pages under build/html."""
     target = ROOT / "build" / "html"
+    published = home(profile, dataset_of(FigureOptions(profile=profile, dataset=dataset, redraw=True)))
     try:
-        pages = build(home(profile, dataset) / "notebooks", target)
+        pages = build(published / "notebooks", ROOT / "docs", target)
     except FileNotFoundError as error:
         print(f"error: {error}; run `make figures` first", file=sys.stderr)
         return 1
-    print(f"{len(pages) - 1} pages and an index: {target / 'index.html'}")
+    except PageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(f"{sum(name.endswith('.html') for name in pages)} pages; the first is {target / 'index.html'}")
     return 0
 
 

@@ -546,6 +546,8 @@ def test_environment_is_installed_from_the_lock_once_and_again_when_the_lock_cha
     assert first[-1] == "-m scripts.figures --profile smoke --dataset auto --only 03 --force"
     assert checkout.make("plots").returncode == 0
     assert checkout.log() == ["-m scripts.figures --profile paper --dataset auto --redraw"]
+    assert checkout.make("html", "PROFILE=smoke", "DATASET=mnist5k").returncode == 0
+    assert checkout.log() == ["-m scripts.html --profile smoke --dataset mnist5k"]
     os.utime(checkout.stamp, (0, 0))  # as if the lock had been changed since
     assert checkout.make("env").returncode == 0
     again = checkout.log()

@@ -15,7 +15,6 @@ import nbformat
 import pytest
 
 from scripts import figures as command
-from scripts import html
 from scripts.figures import FigureOptions, figures, make
 from scripts.headless import run
 from scripts.nbfile import NotebookError, normalise
@@ -39,7 +38,7 @@ def write(
 ) -> Path:
     nb = nbformat.v4.new_notebook()
     nb.metadata.paperlib = {"needs": list(needs), "figures": [promise] if promise else []}
-    nb.cells.append(nbformat.v4.new_markdown_cell("# A title\n\nWhat it *claims*.\n\nMore."))
+    nb.cells.append(nbformat.v4.new_markdown_cell("# A title"))
     if parameters is not None:
         nb.cells.append(nbformat.v4.new_code_cell(parameters, metadata={"tags": ["parameters"]}))
     nb.cells += [nbformat.v4.new_code_cell(cell) for cell in cells]
@@ -414,12 +413,3 @@ def test_needs_are_checked(site: Site) -> None:
     shutil.copyfile(path, path.with_name("01_again.ipynb"))
     with pytest.raises(NotebookError, match="the same number"):
         discover(site.root)
-
-
-def test_pages_have_an_index(site: Site, tmp_path: Path) -> None:
-    (tmp_path / "html").mkdir()
-    (tmp_path / "html" / "old.html").touch()
-    assert html.build(site.root / "notebooks", tmp_path / "html") == ["01_one.html", "02_two.html", "index.html"]
-    index = (tmp_path / "html" / "index.html").read_text()
-    assert "A title" in index and "<em>claims</em>" in index and 'href="02_two.html"' in index and "More." not in index
-    assert not (tmp_path / "html" / "old.html").exists()
