@@ -11,20 +11,19 @@ from pathlib import Path
 from time import perf_counter
 from typing import Annotated, Any, Literal, NoReturn, get_origin
 
-import pandas as pd
 import torch
 import tyro
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from paperlib.certificates.crown import CrownIBP
-from paperlib.certificates.evaluation import NOISE_SEED, certify, evaluation_noise
+from paperlib.certificates.evaluation import NOISE_SEED, certify, evaluation_noise, summary
 from paperlib.certificates.method import Method, find_method
 from paperlib.data.datasets import data_origin, load_dataset, resolve
 from paperlib.models.elbo import Target
 from paperlib.runtime.device import choose_device, tune_malloc
 from paperlib.runtime.distributed import PeerStoppedError, on_rank_zero, process_group, rank_and_world_size
 from paperlib.runtime.files import read_tensors
-from paperlib.runtime.numbers import rounded_down, with_error
+from paperlib.runtime.numbers import rounded_down
 from paperlib.runtime.parallel import TasksFailedError
 from paperlib.runtime.rows import write_rows
 from paperlib.training import sweep
@@ -126,7 +125,7 @@ class Measure(Command):
             seconds = perf_counter() - start
             output = self.output or self.model.with_name(f"{self.model.stem}_{kind}_{self.eps:g}.csv")
             on_rank_zero(lambda: write_rows(output, rows, settings, data_origin(test.name), seconds))
-            _say(f"{_summary(rows)}\nrows in {output}")
+            _say(f"{summary(rows)}\nrows in {output}")
 
 
 @dataclass(frozen=True)
@@ -232,18 +231,6 @@ def main(args: list[str] | None = None) -> NoReturn:
         print("\ninterrupted: whole files are kept, and the same command goes on from them", file=sys.stderr)
         sys.exit(130)
     sys.exit(0)
-
-
-def _summary(rows: pd.DataFrame) -> str:
-    """Means over the images of each one's mean over the draws, with standard errors; certificates rounded down."""
-    images = rows.groupby("index")[["clean", "log_likelihood", "kl", "attacked", "certified"]].mean()
-    mean, error = images.mean(), images.sem()
-    parts = f"log-likelihood {mean['log_likelihood']:.1f}, KL {mean['kl']:.1f}"
-    lines = [f"clean      {with_error(mean['clean'], error['clean'])}  ({parts})"]
-    if rows["attacked"].notna().all():
-        lines.append(f"attacked   {with_error(mean['attacked'], error['attacked'])}")
-    lines.append(f"certified  {rounded_down(mean['certified'])} ± {error['certified']:.1f}")
-    return "\n".join(lines)
 
 
 def _say(text: str) -> None:

@@ -3,32 +3,34 @@
 from pathlib import Path
 from typing import Any
 
+import matplotlib.pyplot as plt
 import nbformat
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 
-from paperlib import certify, elbo_bounds, load, load_dataset
-from paperlib.certificates.evaluation import check_sandwich
+from paperlib import Crown, certify, elbo_bounds, load, load_dataset
+from paperlib.certificates.evaluation import check_sandwich, evaluation_noise
 from paperlib.data.datasets import CHECKSUMS, checksum, data_root
+from paperlib.paper import attacks, certification
 from paperlib.paper import linear_bounds as methods
-from paperlib.paper import mnist_training as experiments
-from paperlib.paper import tighter_training as front
-from paperlib.paper.mnist_training import EPS, EPS_GRID, digit_models, file_name
-from paperlib.paper.plots import style as plots
+from paperlib.paper import tighter_training as tighter
+from paperlib.paper.attacks import entropy_ceiling
+from paperlib.paper.mnist_training import EPS, EPS_GRID, SIZES, digit_models, file_name
+from paperlib.paper.plots.certification import sandwich
 from paperlib.runtime.rows import read_header, read_rows
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = ROOT / "figures" / "data"
 NAMES = ["VAE", "proVAE kappa=0", "proVAE kappa=0.5"]
 ROW_FILES = [
-    *("03_attacked", "03_strength"),
-    *("04_certified", "04_certified_images", "04_linear", "04_methods", "04_looseness", "04_rounding", "04_expected"),
-    "05_front",
+    *("03_attacked", "03_strength", "03_ceiling"),
+    *("04_certified", "04_certified_images", "04_looseness", "04_rounding", "04_expected"),
+    *("05_linear", "05_methods", "06_tradeoff"),
 ]
 TRAINED = {file_name(name): config for name, config in digit_models("mnist", "paper").items()}
-TRAINED |= front.released_models("mnist", "paper")
+TRAINED |= tighter.released_models("mnist", "paper")
 ALLOWED = 1e-9  # of a value's size: float64 rounding, where two rows are equal
 
 pytestmark = pytest.mark.skipif(
@@ -43,28 +45,33 @@ needs_mnist = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def certified() -> pd.DataFrame:
-    return read_rows(DATA / "04_certified.csv", experiments.certified_config("mnist", "paper"))
+    return read_rows(DATA / "04_certified.csv", certification.certified_config("mnist", "paper"))
 
 
 @pytest.fixture(scope="module")
 def attacked() -> pd.DataFrame:
-    return read_rows(DATA / "03_attacked.csv", experiments.attack_config("mnist", "paper"))
+    return read_rows(DATA / "03_attacked.csv", attacks.attack_config("mnist", "paper"))
 
 
 @pytest.fixture(scope="module")
 def images() -> pd.DataFrame:
-    return read_rows(DATA / "04_certified_images.csv", experiments.certified_config("mnist", "paper"))
+    return read_rows(DATA / "04_certified_images.csv", certification.certified_config("mnist", "paper"))
+
+
+@pytest.fixture(scope="module")
+def ceiling() -> pd.DataFrame:
+    return read_rows(DATA / "03_ceiling.csv", attacks.ceiling_config("mnist", "paper"))
 
 
 @pytest.fixture(scope="module")
 def linear() -> pd.DataFrame:
-    return read_rows(DATA / "04_linear.csv", methods.linear_config("mnist", "paper"))
+    return read_rows(DATA / "05_linear.csv", methods.linear_config("mnist", "paper"))
 
 
 @pytest.fixture(scope="module")
 def by_method(attacked: pd.DataFrame) -> pd.DataFrame:
     """The certificates by each method beside the attack on the same image."""
-    rows = read_rows(DATA / "04_methods.csv", methods.methods_config("mnist", "paper"))
+    rows = read_rows(DATA / "05_methods.csv", methods.methods_config("mnist", "paper"))
     return rows.merge(
         attacked[["model", "eps", "index", "clean", "attacked", "certified"]],
         on=["model", "eps", "index"],
@@ -74,8 +81,8 @@ def by_method(attacked: pd.DataFrame) -> pd.DataFrame:
 
 
 @pytest.fixture(scope="module")
-def tighter() -> pd.DataFrame:
-    return read_rows(DATA / "05_front.csv", front.front_config("mnist", "paper"))
+def tradeoff() -> pd.DataFrame:
+    return read_rows(DATA / "06_tradeoff.csv", tighter.tradeoff_config("mnist", "paper"))
 
 
 def at_most(lower: pd.Series, upper: pd.Series) -> bool:
@@ -148,11 +155,39 @@ def test_no_model_has_collapsed(certified: pd.DataFrame) -> None:
 
 
 def test_pgd_is_never_worse_than_fgsm_or_the_shift() -> None:
-    rows = read_rows(DATA / "03_strength.csv", experiments.strength_config("mnist", "paper"))
+    rows = read_rows(DATA / "03_strength.csv", attacks.strength_config("mnist", "paper"))
     for _, part in rows.groupby("model"):
         searched = part[part["attack"] == "pgd"]
         assert (searched["worse_than_fgsm"] == 0).all()
         assert searched["elbo"].max() <= part.loc[part["attack"] != "pgd", "elbo"].min()
+
+
+@pytest.mark.parametrize(("eps", "value"), [(0.0, -45.5), (0.05, -187.7), (0.1, -279.5), (0.2, -406.4)])
+def test_the_ceiling_of_any_model_is_that_of_the_test_images(ceiling: pd.DataFrame, eps: float, value: float) -> None:
+    (row,) = ceiling[ceiling["eps"] == eps].to_dict("records")
+    assert row["ceiling"] == pytest.approx(value, abs=0.05) and row["images"] == 10_000
+
+
+def test_no_model_is_above_the_ceiling_in_the_worst_case(
+    ceiling: pd.DataFrame, attacked: pd.DataFrame, certified: pd.DataFrame
+) -> None:
+    assert ceiling["eps"].tolist() == list(EPS_GRID) and (ceiling["attacked_images"] == 1_000).all()
+    top = ceiling.set_index("eps")
+    assert (top[["ceiling", "attacked_ceiling"]].diff().dropna() < 0).all(axis=None)
+    for (_, eps), value in attacked.groupby(["model", "eps"])["attacked"].mean().items():
+        assert value <= top["attacked_ceiling"][eps]
+    assert (certified["certified"] <= certified["eps"].map(top["ceiling"])).all()
+
+
+@needs_mnist
+def test_the_ceiling_is_above_the_attack_on_every_image(attacked: pd.DataFrame, ceiling: pd.DataFrame) -> None:
+    test = load_dataset("mnist", "test")
+    for eps in EPS_GRID:
+        values = entropy_ceiling(test.x[:1_000].double(), test.ball(eps)).numpy()
+        (stored,) = ceiling.loc[ceiling["eps"] == eps, "attacked_ceiling"]
+        assert values.mean() == pytest.approx(stored, rel=1e-12)
+        for _, part in attacked[attacked["eps"] == eps].groupby("model"):
+            assert (part["attacked"].to_numpy() <= values).all()
 
 
 # Linear bounds
@@ -198,22 +233,22 @@ def test_means_by_method_are_in_order_with_errors(linear: pd.DataFrame, certifie
 
 
 def test_float32_leaves_plain_bounds_and_never_the_sound_ones() -> None:
-    rows = read_rows(DATA / "04_rounding.csv", methods.rounding_config("mnist", "paper"))
-    assert set(rows["model"]) == set(NAMES) and (rows["checked"] >= methods.ROUNDED * 40).all()
+    rows = read_rows(DATA / "04_rounding.csv", certification.rounding_config("mnist", "paper"))
+    assert set(rows["model"]) == set(NAMES) and (rows["checked"] >= certification.ROUNDED_IMAGES * 40).all()
     assert (rows[["sound_broken", "sound_excess"]] == 0).all(axis=None)
     of_layers = rows[rows["place"] != "ELBO"]
     assert len(of_layers) == 4 * len(NAMES) and (of_layers["plain_broken"] > 0).all()
 
 
 def test_the_price_of_rigour_for_an_expectation_falls_with_the_draws() -> None:
-    rows = read_rows(DATA / "04_expected.csv", methods.expected_config("mnist", "paper"))
+    rows = read_rows(DATA / "04_expected.csv", certification.expected_config("mnist", "paper"))
     assert set(rows["model"]) == set(NAMES[1:]) and (rows["confidence"] == 0.999).all() and (rows["eps"] == EPS).all()
     assert (rows["bound"] <= rows["mean"]).all() and (rows["width"] > 0).all()
     np.testing.assert_allclose(rows["width"], rows["mean"] - rows["bound"], rtol=0, atol=1e-9)
     for _, part in rows.sort_values("samples").groupby(["model", "index"]):
-        assert part["samples"].tolist() == list(methods.SAMPLES["paper"])
+        assert part["samples"].tolist() == list(certification.EXPECTED_DRAWS["paper"])
         assert (part["width"].diff().dropna() < 0).all()
-    most = rows[rows["samples"] == max(methods.SAMPLES["paper"])]
+    most = rows[rows["samples"] == max(certification.EXPECTED_DRAWS["paper"])]
     assert (most["width"] < 2).all()
 
 
@@ -224,31 +259,31 @@ def test_the_price_of_rigour_for_an_expectation_falls_with_the_draws() -> None:
     ("kappa", "column", "floor"),
     [(0.5, "clean", -158), (0.5, "crown_ibp", -356), (0.0, "clean", -200), (0.0, "crown_ibp", -343)],
 )
-def test_the_front_keeps_its_floors_over_three_seeds(
-    tighter: pd.DataFrame, kappa: float, column: str, floor: float
+def test_the_tradeoff_keeps_its_floors_over_three_seeds(
+    tradeoff: pd.DataFrame, kappa: float, column: str, floor: float
 ) -> None:
-    part = tighter[(tighter["bound"] == "crown-ibp") & (tighter["kappa"] == kappa)]
+    part = tradeoff[(tradeoff["bound"] == "crown-ibp") & (tradeoff["kappa"] == kappa)]
     assert part["seed"].tolist() == [0, 1, 2]
     assert part[column].mean() >= floor
 
 
 @pytest.mark.parametrize("kappa", [0.0, 0.5, 0.75])
-def test_training_on_the_linear_bound_pays_ten_nats_for_no_certificate(tighter: pd.DataFrame, kappa: float) -> None:
-    part = tighter[tighter["kappa"] == kappa]
-    mean = part.groupby("bound")[["clean", "crown_ibp", "few_crown"]].mean()
+def test_training_on_the_linear_bound_pays_ten_nats_for_no_certificate(tradeoff: pd.DataFrame, kappa: float) -> None:
+    part = tradeoff[tradeoff["kappa"] == kappa]
+    mean = part.groupby("bound")[["clean", "crown_ibp", "subset_crown"]].mean()
     assert mean.loc["crown-ibp", "clean"] > mean.loc["ibp", "clean"] + 10
-    for certificate in ("few_crown", "crown_ibp"):  # by CROWN on the first images, by CROWN-IBP on all of them
+    for certificate in ("subset_crown", "crown_ibp"):  # by CROWN on the first images, by CROWN-IBP on all of them
         assert mean.loc["crown-ibp", certificate] >= mean.loc["ibp", certificate]
 
 
-def test_every_model_of_the_front_is_in_order(tighter: pd.DataFrame) -> None:
-    configs = front.front_models("mnist", "paper")
-    points = tighter[["bound", "kappa", "train_eps", "seed"]].itertuples(index=False, name=None)
+def test_every_model_of_the_tradeoff_is_in_order(tradeoff: pd.DataFrame) -> None:
+    configs = tighter.tradeoff_models("mnist", "paper")
+    points = tradeoff[["bound", "kappa", "train_eps", "seed"]].itertuples(index=False, name=None)
     assert list(points) == [(c.bound, c.kappa, c.eps, c.seed) for c in configs]
-    chains = (("ibp", "crown_ibp", "clean"), ("few_crown", "few_attacked", "few_clean"))
+    chains = (("ibp", "crown_ibp", "clean"), ("subset_crown", "subset_attacked", "subset_clean"))
     for lower, middle, upper in chains:
-        assert (tighter[lower] <= tighter[middle]).all() and (tighter[middle] <= tighter[upper]).all()
-    assert (tighter["kl"] > 1).all(), "a model has collapsed"
+        assert (tradeoff[lower] <= tradeoff[middle]).all() and (tradeoff[middle] <= tradeoff[upper]).all()
+    assert (tradeoff["kl"] > 1).all(), "a model has collapsed"
 
 
 # What is committed
@@ -287,11 +322,16 @@ def test_no_figure_lies_about_without_a_notebook() -> None:
     assert found == {*promised(), "00_cost"}  # by make bench
 
 
-def test_the_sandwichs_picture_shows_every_committed_point(certified: pd.DataFrame, attacked: pd.DataFrame) -> None:
-    figure = plots.sandwich(certified, attacked, "")
-    low, high = figure.axes[0].get_ylim()
-    plots.plt.close(figure)
-    assert low <= certified["certified"].min() and certified["clean"].max() <= high
+def test_the_sandwichs_picture_shows_every_committed_point(
+    certified: pd.DataFrame, attacked: pd.DataFrame, ceiling: pd.DataFrame
+) -> None:
+    figure = sandwich(certified, attacked, ceiling, "")
+    plt.close(figure)
+    above, below = (axis.get_ylim() for axis in figure.axes[::3])
+    assert below[0] < certified["certified"].min() and certified["clean"].max() <= above[1]
+    for value in certified["certified"]:
+        assert above[0] < value < above[1] or below[0] < value < below[1]
+    assert attacked.groupby(["model", "eps"])["attacked"].mean().min() > above[0]
 
 
 @pytest.mark.parametrize("name", TRAINED)
@@ -305,10 +345,10 @@ def test_a_released_checkpoint_is_small_and_of_its_configuration(name: str) -> N
 @needs_mnist
 @pytest.mark.parametrize("model", ["VAE", "proVAE kappa=0.5"])
 def test_a_released_checkpoint_gives_the_committed_certificates(images: pd.DataFrame, model: Any) -> None:
-    count, draws = 500, experiments.SIZES["paper"].draws
+    count, draws = 500, SIZES["paper"].draws
     vae = load(DATA / f"{file_name(model)}.safetensors").double()
     test = load_dataset("mnist", "test")
-    x, noise = test.x[:count].double(), experiments.test_noise(count, vae.latent_dim, draws).double()
+    x, noise = test.x[:count].double(), evaluation_noise(count, vae.latent_dim, draws).double()
     with torch.no_grad():
         lower = torch.stack([elbo_bounds(vae, x, test.ball(EPS), draw).lower for draw in noise]).mean(0).numpy()
     stored = images[(images["model"] == model) & (images["index"] < count)]["certified"].to_numpy()
@@ -317,20 +357,20 @@ def test_a_released_checkpoint_gives_the_committed_certificates(images: pd.DataF
 
 
 @needs_mnist
-@pytest.mark.parametrize("name", front.released_models("mnist", "paper"))
-def test_a_released_checkpoint_of_the_front_gives_its_row(tighter: pd.DataFrame, name: str) -> None:
+@pytest.mark.parametrize("name", tighter.released_models("mnist", "paper"))
+def test_a_released_checkpoint_of_the_tradeoff_gives_its_row(tradeoff: pd.DataFrame, name: str) -> None:
     config = TRAINED[name]
-    (stored,) = tighter[
-        (tighter["bound"] == config.bound) & (tighter["kappa"] == config.kappa) & (tighter["train_eps"] == config.eps)
-        & (tighter["seed"] == config.seed)
+    (stored,) = tradeoff[
+        (tradeoff["bound"] == config.bound) & (tradeoff["kappa"] == config.kappa) & (tradeoff["train_eps"] == config.eps)
+        & (tradeoff["seed"] == config.seed)
     ].to_dict("records")  # fmt: skip
     vae, test = load(DATA / f"{name}.safetensors"), load_dataset("mnist", "test")
-    x = test.x[: front.IMAGES["paper"]]
-    noise = experiments.test_noise(len(x), vae.latent_dim, draws=1)[0]
+    x = test.x[: tighter.IMAGES["paper"]]
+    noise = evaluation_noise(len(x), vae.latent_dim, draws=1)[0]
     interval = certify(vae, x, test.ball(EPS), noise)
     linear = certify(vae, x, test.ball(EPS), noise, method="crown-ibp")
     found = {"clean": interval["clean"], "kl": interval["kl"], "ibp": interval["certified"]}
-    found |= {"crown_ibp": linear["certified"], "few_clean": interval["clean"][: front.ATTACKED["paper"]]}
+    found |= {"crown_ibp": linear["certified"], "subset_clean": interval["clean"][: tighter.SUBSET["paper"]]}
     means = {column: values.mean() for column, values in found.items()}
     assert means == pytest.approx({column: stored[column] for column in means}, rel=1e-6)
 
@@ -339,9 +379,9 @@ def test_a_released_checkpoint_of_the_front_gives_its_row(tighter: pd.DataFrame,
 def test_the_plain_vae_is_certified_by_linear_bounds_as_committed(by_method: pd.DataFrame) -> None:
     count, name = 20, "VAE"
     vae, test = load(DATA / f"{file_name(name)}.safetensors"), load_dataset("mnist", "test")
-    noise = experiments.test_noise(count, vae.latent_dim, draws=1)[0]
+    noise = evaluation_noise(count, vae.latent_dim, draws=1)[0]
     ball = test.ball(methods.VACUOUS)
-    rows = certify(vae, test.x[:count], ball, noise, method="crown", steps=methods.SEARCH)
+    rows = certify(vae, test.x[:count], ball, noise, method=Crown(methods.ALPHA_STEPS))
     part = by_method[
         (by_method["model"] == name) & (by_method["eps"] == methods.VACUOUS) & (by_method["index"] < count)
     ]

@@ -29,9 +29,19 @@ class CrownIBP(TrainableMethod):
 
     Args:
         alpha_steps: of the optimisation of the free slopes alpha; no number of steps is looser than none.
+
+    Raises ValueError for a negative number of steps.
     """
 
     alpha_steps: int = 0
+
+    def __post_init__(self) -> None:
+        if self.alpha_steps < 0:
+            raise ValueError(f"alpha_steps must not be negative, got {self.alpha_steps}")
+
+    @property
+    def differentiable(self) -> bool:
+        return self.alpha_steps == 0
 
     def bounds(
         self, vae: VAE, x: Tensor, ball: LinfBall, noise: Tensor, target: Target = "perturbed", sound: bool = False
@@ -68,6 +78,10 @@ class Crown(CrownIBP):
     Args:
         alpha_steps: of the optimisation of the free slopes alpha; no number of steps is looser than none.
     """
+
+    @property
+    def differentiable(self) -> bool:
+        return False
 
     def relax(self, problem: Problem) -> RelaxedVAE:
         return refine(super().relax(problem))

@@ -11,6 +11,7 @@ from paperlib.certificates.method import Method, find_method
 from paperlib.models.elbo import Target, elbo, elbo_terms
 from paperlib.models.vae import VAE
 from paperlib.runtime.distributed import distributed_map
+from paperlib.runtime.numbers import rounded_down, with_error
 from paperlib.runtime.progress import Progress
 from paperlib.threats.attacks import pgd
 from paperlib.threats.balls import LinfBall
@@ -173,3 +174,15 @@ def check_sandwich(rows: pd.DataFrame) -> None:
                 f"{(~holds).sum()} of {len(rows)} rows break certified <= attacked <= clean; the first is\n"
                 f"{rows[~holds].iloc[0].to_string()}"
             )
+
+
+def summary(rows: pd.DataFrame) -> str:
+    """The rows of `certify` as lines to print: means over images with standard errors; certificates rounded down."""
+    images = rows.groupby("index")[["clean", "log_likelihood", "kl", "attacked", "certified"]].mean()
+    mean, error = images.mean(), images.sem()
+    parts = f"log-likelihood {mean['log_likelihood']:.1f}, KL {mean['kl']:.1f}"
+    lines = [f"clean      {with_error(mean['clean'], error['clean'])}  ({parts})"]
+    if rows["attacked"].notna().all():
+        lines.append(f"attacked   {with_error(mean['attacked'], error['attacked'])}")
+    lines.append(f"certified  {rounded_down(mean['certified'])} ± {error['certified']:.1f}")
+    return "\n".join(lines)

@@ -17,6 +17,10 @@ from paperlib.threats.balls import LinfBall
 class IBP(TrainableMethod):
     """A box for every unit of every layer: two products a layer, differentiable in the parameters."""
 
+    @property
+    def differentiable(self) -> bool:
+        return True
+
     def bounds(
         self, vae: VAE, x: Tensor, ball: LinfBall, noise: Tensor, target: Target = "perturbed", sound: bool = False
     ) -> Interval:

@@ -30,6 +30,11 @@ class MemoryUse:
 class Method(ABC):
     """A way to bound the ELBO over a perturbation set from both sides."""
 
+    @property
+    def differentiable(self) -> bool:
+        """Whether `lower` has the gradient in the model's parameters that training needs."""
+        return False
+
     @abstractmethod
     def bounds(
         self, vae: VAE, x: Tensor, ball: LinfBall, noise: Tensor, target: Target = "perturbed", sound: bool = False
@@ -48,7 +53,7 @@ class Method(ABC):
 
 
 class TrainableMethod(Method):
-    """A method whose lower end is differentiable in the model's parameters."""
+    """A method that can bound the ELBO over boxes that are given, as the inner loop of training does."""
 
     def lower(
         self, vae: VAE, x: Tensor, ball: LinfBall, noise: Tensor, target: Target = "perturbed", sound: bool = False

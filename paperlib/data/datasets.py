@@ -5,12 +5,15 @@ Raw files are checked against their SHA-256 before use and are never overwritten
 """
 
 import hashlib
+import io
 import os
 import sys
+import zlib
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -175,9 +178,14 @@ def _idx(name: str, split: Split) -> Dataset:
 
 def _embedded_digits(split: Split) -> Dataset:
     path = Path(__file__).with_name("mnist5k.npz")
-    with np.load(path) as file:
-        pixels, classes = file["pixels"], file["classes"]  # uint8 [5000, 784] and [5000], sorted by class
     (expected,) = CHECKSUMS["mnist5k"].values()
+    try:
+        with np.load(io.BytesIO(path.read_bytes())) as file:
+            pixels, classes = file["pixels"], file["classes"]  # uint8 [5000, 784] and [5000], sorted by class
+    except (OSError, EOFError, KeyError, ValueError, BadZipFile, zlib.error) as error:
+        raise DataError(
+            f"{path} cannot be read ({error}): expected SHA-256 {expected}, found none; install the library anew"
+        ) from error
     actual = hashlib.sha256(pixels.tobytes() + classes.tobytes()).hexdigest()
     if actual != expected:
         raise DataError(f"{path} is damaged: expected SHA-256 {expected}, found {actual}; install the library anew")

@@ -15,7 +15,7 @@ from paperlib.data.datasets import checksum, data_origin, load_dataset, resolve
 from paperlib.runtime.distributed import on_rank_zero
 from paperlib.runtime.files import ConfigMismatchError, DamagedFileError
 from paperlib.runtime.parallel import TasksFailedError, cluster_outcomes, outcomes, training_jobs
-from paperlib.runtime.rows import read_rows, write_rows
+from paperlib.runtime.rows import read_header, read_rows, write_rows
 from paperlib.training.checkpoint import save
 from paperlib.training.config import TrainConfig
 from paperlib.training.loop import TrainResult, train
@@ -52,7 +52,6 @@ def sweep(
         ValueError: no configuration, fewer than one image or job, or `jobs` beside `cluster`.
         ModuleNotFoundError, ConnectionError: see `cluster_outcomes`.
     """
-    start = perf_counter()
     folder = Path(folder).absolute()
     configs = [*dict.fromkeys(replace(config, dataset=resolve(config.dataset)) for config in configs)]
     if not configs or (images is not None and images < 1):
@@ -76,7 +75,8 @@ def sweep(
         rows = pd.concat(done.values(), ignore_index=True)
         settings = _settings(images) | {"models": [config.as_dict() for config in done]}
         origin = {"checksums": {config.dataset: checksum(config.dataset) for config in done}}
-        write_rows(folder / "sweep.csv", rows, settings, origin, perf_counter() - start)
+        seconds = sum(read_header(_file(config, folder))["seconds"] for config in done)
+        write_rows(folder / "sweep.csv", rows, settings, origin, seconds)
     if len(done) < len(configs):
         unseen = f"its rows are not in {folder}: do all machines see that folder?"
         lines = [f"{_label(c, configs)}: {errors[c] or unseen}" for c in configs if c not in done]

@@ -315,7 +315,7 @@ def test_a_step_reads_no_value_but_whether_it_is_finite_where_that_is_free(
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 @pytest.mark.parametrize("bound", ["ibp", "crown-ibp"])
 def test_on_cuda_no_step_is_waited_for(bound: Any) -> None:
-    steps_of_one_epoch(1, bound, "cuda")()  # what a device is waited for once
+    steps_of_one_epoch(10, bound, "cuda")()  # what a device is waited for once
     five, ten = (waits_on_cuda(steps_of_one_epoch(count, bound, "cuda")) for count in (5, 10))
     assert five == ten > 0
 
