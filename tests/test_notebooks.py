@@ -45,9 +45,10 @@ def text_of(path: Path) -> str:
     return json.dumps(nb, ensure_ascii=False)
 
 
-def test_the_five_notebooks_are_there() -> None:
+def test_the_notebooks_are_there() -> None:
     names = [path.stem for path in PATHS]
-    assert names[:5] == ["01_toy_2d", "02_mnist_training", "03_attacks", "04_certification", "05_tighter_training"]
+    results = ["01_toy_2d", "02_mnist_training", "03_attacks", "04_certification", "05_tighter_training"]
+    assert names[:6] == ["00_provae_from_scratch", *results]
     assert all(re.fullmatch(r"\d\d_\w+", name) for name in names)
 
 
@@ -143,7 +144,21 @@ def test_logic_lives_in_the_library(path: Path) -> None:
     source = "\n".join(cell.source for cell in code(read(path)))
     tree = ast.parse(source)
     assert not any(isinstance(node, ast.ClassDef | ast.While) for node in ast.walk(tree))
-    assert not re.search(r"^\s*[%!]|\bopen\(|\bchdir\b|\.backward\(", source.replace("Results.open(", ""), re.MULTILINE)
+    assert not re.search(r"^\s*[%!]|\bopen\(|\bchdir\b", source.replace("Results.open(", ""), re.MULTILINE)
+    assert ".backward(" not in source or path.stem == "00_provae_from_scratch"
+
+
+def test_notebook_0_takes_nothing_from_the_library_before_its_last_cell() -> None:
+    (path,) = [path for path in PATHS if path.stem == "00_provae_from_scratch"]
+    *before, last = [ast.parse(cell.source) for cell in code(read(path))]
+    assert "paperlib" in _imported(last)
+    assert not any("paperlib" in _imported(tree) for tree in before)
+
+
+def _imported(tree: ast.AST) -> set[str]:
+    names = [alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names]
+    names += [node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+    return {name.split(".")[0] for name in names}
 
 
 @pytest.mark.skipif(not (ROOT / "README.md").exists(), reason="there is no README.md yet")
