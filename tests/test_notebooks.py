@@ -209,7 +209,21 @@ def test_logic_lives_in_the_library(path: Path) -> None:
     source = "\n".join(cell.source for cell in code(read(path)))
     tree = ast.parse(source)
     assert not any(isinstance(node, ast.ClassDef | ast.While) for node in ast.walk(tree))
-    assert not re.search(r"^\s*[%!]|\bopen\(|\bchdir\b|\.backward\(", source.replace("Results.open(", ""), re.MULTILINE)
+    assert not re.search(r"^\s*[%!]|\bopen\(|\bchdir\b", source.replace("Results.open(", ""), re.MULTILINE)
+    assert ".backward(" not in source or path.stem == "00_provae_from_scratch"
+
+
+def test_notebook_0_takes_nothing_from_the_library_before_its_last_cell() -> None:
+    (path,) = [path for path in PATHS if path.stem == "00_provae_from_scratch"]
+    *before, last = [ast.parse(cell.source) for cell in code(read(path))]
+    assert "paperlib" in _imported(last)
+    assert not any("paperlib" in _imported(tree) for tree in before)
+
+
+def _imported(tree: ast.AST) -> set[str]:
+    names = [alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names]
+    names += [node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+    return {name.split(".")[0] for name in names}
 
 
 @pytest.mark.skipif(not (ROOT / "README.md").exists(), reason="there is no README.md yet")
