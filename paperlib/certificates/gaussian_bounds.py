@@ -14,7 +14,7 @@ from paperlib.bounds.interval import Interval
 from paperlib.bounds.linear import JointLinearFunction, LinearFunction
 from paperlib.bounds.rounding import FUNCTION_ERRORS, Rounding
 from paperlib.certificates.likelihood_bounds import LikelihoodBounds, likelihood_bounds
-from paperlib.models.likelihood import Gaussian, sum_per_example
+from paperlib.models.likelihood import Gaussian, normal_log_density, sum_per_example
 
 
 class GaussianBounds(LikelihoodBounds):
@@ -23,11 +23,11 @@ class GaussianBounds(LikelihoodBounds):
     likelihood: Gaussian
 
     def lower(self, output: Interval, target: Interval) -> Tensor:
-        return sum_per_example(self.likelihood.log_density(_farthest(output, target)))
+        return sum_per_example(self._log_density(_farthest(output, target)))
 
     def upper(self, output: Interval, target: Interval) -> Tensor:
         nearest = torch.maximum(target.lower - output.upper, output.lower - target.upper).clamp(min=0)
-        return sum_per_example(self.likelihood.log_density(nearest))
+        return sum_per_example(self._log_density(nearest))
 
     def rounding(self, output: Interval, target: Interval) -> Rounding:
         # exp and the distance round before they are squared; the constant is rounded when it is used
@@ -38,17 +38,20 @@ class GaussianBounds(LikelihoodBounds):
         return Rounding(count, sum_per_example(summands), peak=torch.maximum(inverse, 1 / inverse))
 
     def linear_below(self, output: Interval, target: Interval) -> JointLinearFunction:
-        return _of_both(chord_below(self.likelihood.log_density, self._slope, _distance(output, target)))
+        return _of_both(chord_below(self._log_density, self._slope, _distance(output, target)))
 
     def linear_above(self, output: Interval, target: Interval) -> JointLinearFunction:
         distance = _distance(output, target)
         best = torch.zeros_like(output.lower).clamp(*distance)
-        return _of_both(tangent(self.likelihood.log_density, self._slope, best))
+        return _of_both(tangent(self._log_density, self._slope, best))
 
     def decrease_bound(self, output: Interval, target: Interval) -> tuple[Tensor, Tensor]:
         farthest = _farthest(output, target)
         precision = torch.exp(-2 * self.likelihood.log_scale)
         return farthest * precision, precision.expand_as(farthest)
+
+    def _log_density(self, distance: Tensor) -> Tensor:
+        return normal_log_density(distance, self.likelihood.log_scale)
 
     def _slope(self, distance: Tensor) -> Tensor:
         return -distance * torch.exp(-2 * self.likelihood.log_scale)

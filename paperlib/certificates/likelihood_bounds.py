@@ -85,11 +85,11 @@ def likelihood_bounds(likelihood: Likelihood) -> LikelihoodBounds:
 def bounds_of(likelihood: Likelihood) -> LikelihoodBounds:
     """The bounds of this likelihood.
 
-    Raises UnsupportedLayerError where none are registered for its type, or where a subclass overrides the `log_prob`
-    that the registered ones bound.
+    Raises UnsupportedLayerError where none are registered for its type, or where a subclass or the object itself
+    replaces the `log_prob` that the registered ones bound.
     """
     kind = registered_type(likelihood_bounds, type(likelihood), "log_prob")
-    if kind is None:
+    if kind is None or "log_prob" in vars(likelihood):
         name = type(likelihood).__name__
         raise UnsupportedLayerError(
             f"no bounds for the likelihood {name}; register a subclass of LikelihoodBounds with "

@@ -53,7 +53,10 @@ class Method(ABC):
 
 
 class TrainableMethod(Method):
-    """A method that can bound the ELBO over boxes that are given, as the inner loop of training does."""
+    """A method that can bound the ELBO over boxes that are given, as the inner loop of training does.
+
+    It is trained on where it says that it is `differentiable`.
+    """
 
     def lower(
         self, vae: VAE, x: Tensor, ball: LinfBall, noise: Tensor, target: Target = "perturbed", sound: bool = False
@@ -76,7 +79,7 @@ def find_method(method: str | Method) -> Method:
     if isinstance(method, Method):
         return method
     if method not in METHODS:
-        raise ValueError(f"unknown method {method!r}; use one of {', '.join(map(repr, METHODS))}")
+        raise ValueError(f"unknown method {method!r}; use one of {', '.join(map(repr, sorted(METHODS)))}")
     return METHODS[method]
 
 

@@ -83,7 +83,7 @@ def explain_misfit(x: Tensor) -> Iterator[None]:
     """Turns torch's RuntimeError on an x that the network cannot take into a ValueError that names the shape of x."""
     try:
         yield
-    except torch.OutOfMemoryError:
+    except (torch.OutOfMemoryError, NotImplementedError):  # both are RuntimeErrors that say what is wrong
         raise
     except RuntimeError as error:
         raise ValueError(f"x of shape {list(x.shape)} does not fit the model: {error}") from error

@@ -89,12 +89,13 @@ class Gaussian(Likelihood):
             self.register_buffer("log_scale", log_scale)
 
     def log_prob(self, output: Tensor, target: Tensor) -> Tensor:
-        return sum_per_example(self.log_density((target - output).abs()))
+        return sum_per_example(normal_log_density((target - output).abs(), self.log_scale))
 
     def mean(self, output: Tensor) -> Tensor:
         return output
 
-    def log_density(self, distance: Tensor) -> Tensor:
-        """log N(target; output, scale^2) of each element at this distance |target - output|."""
-        standardized = distance * torch.exp(-self.log_scale)
-        return -standardized.square() / 2 - self.log_scale - math.log(2 * math.pi) / 2
+
+def normal_log_density(distance: Tensor, log_scale: Tensor) -> Tensor:
+    """log N(target; mean, exp(log_scale)^2) of each element at the distance |target - mean|."""
+    standardized = distance * torch.exp(-log_scale)
+    return -standardized.square() / 2 - log_scale - math.log(2 * math.pi) / 2

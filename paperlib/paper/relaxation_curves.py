@@ -21,7 +21,7 @@ RELU = (-1.0, 2.0)
 LOG_VAR = (-3.0, 1.0)
 LOGIT = (-2.0, 3.0)
 TARGET = (0.4, 0.6)  # a grey pixel of 0.5 at radius 0.1
-KNOWN_TARGET = 0.8  # of the curve in the logit alone
+FIXED_TARGET = 0.8  # of the curve in the logit alone
 
 
 @dataclass(frozen=True)
@@ -76,15 +76,15 @@ def scale_curve() -> RelaxedCurve:
 
 
 def likelihood_curve() -> RelaxedCurve:
-    """The log-likelihood of a pixel whose target t is known: t * l is linear, so only -softplus(l) needs lines."""
+    """The log-likelihood of a pixel at a fixed target t: t * l is linear, so only -softplus(l) needs lines."""
     logit, box = _grid(LOGIT)
-    target = torch.full((1,), KNOWN_TARGET).double()
+    target = torch.full((1,), FIXED_TARGET).double()
     bounds, point = bounds_of(Bernoulli()), Interval(target, target)
     lines = [initial_alpha(bound(box, point)) for bound in (bounds.linear_below, bounds.linear_above)]
     below, above = (_joint(line, logit, target) for line in lines)
     values = target * logit - torch.logaddexp(logit, torch.zeros_like(logit))
     return RelaxedCurve(
-        f"log-likelihood, $t$ = {KNOWN_TARGET}",
+        f"log-likelihood, $t$ = {FIXED_TARGET}",
         ("logit $l$", "nats"),
         (logit,),
         values,

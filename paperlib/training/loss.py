@@ -33,7 +33,7 @@ def robust_loss(
     """
     trained = find_method(method)
     if not (isinstance(trained, TrainableMethod) and trained.differentiable):
-        raise ValueError(f"{trained} has no gradient to train on: use 'ibp' or 'crown-ibp' without steps for alpha")
+        raise ValueError(f"{trained} is not differentiable: train on 'ibp', or 'crown-ibp' without steps for alpha")
     # minimise over the weights  -kappa ELBO(x) - (1 - kappa) C(x)  with  C(x) <= min over x' in the ball of ELBO(x')
     objective = torch.zeros(len(x), dtype=x.dtype, device=x.device)
     if kappa > 0:

@@ -1,4 +1,4 @@
-"""Branch and bound against closed forms and a grid search that shares no code with it; bugs it must not survive."""
+"""Branch and bound against closed forms and a grid search that shares no code with it, and planted bugs."""
 
 import math
 from collections.abc import Callable
@@ -242,7 +242,7 @@ def test_memory_is_bounded_by_the_chunk(monkeypatch: pytest.MonkeyPatch) -> None
     assert max(rows) == 8 and sum(rows) > 100
 
 
-# Bugs that must not survive the audit
+# Planted bugs
 
 real_halves, real_bounds = branch_and_bound._halves, IntervalBounds.of
 

@@ -29,7 +29,13 @@ from paperlib import (
     train,
 )
 from paperlib.certificates import evaluation
-from paperlib.certificates.evaluation import SandwichViolationError, check_sandwich, chunk_size, evaluation_noise
+from paperlib.certificates.evaluation import (
+    SandwichViolationError,
+    check_sandwich,
+    chunk_size,
+    evaluation_noise,
+    summary,
+)
 from paperlib.certificates.method import Method
 from paperlib.data.datasets import Dataset
 from paperlib.training.loop import TrainResult
@@ -463,6 +469,24 @@ def test_certify_itself_refuses_an_unsound_bound() -> None:
     x, noise = inputs()
     with pytest.raises(SandwichViolationError, match=f"{COUNT} of {COUNT} rows"):
         certify(model(), x, BALL, noise[0], method=Unsound())
+
+
+def test_a_summary_averages_draws_first_and_never_rounds_a_certificate_up() -> None:
+    # Image 0 has two draws, whose mean counts once.
+    rows = pd.DataFrame({"index": [0, 0, 1], **{name: [value] * 3 for name, value in GOOD.items()}})
+    rows["log_likelihood"], rows["kl"] = -75.0, 25.0
+    rows["certified"] = [-123.02, -123.06, -123.04]
+    assert summary(rows).splitlines() == [
+        "clean      -100.0 ± 0.0  (log-likelihood -75.0, KL 25.0)",
+        "attacked   -110.0 ± 0.0",
+        "certified  -123.1 ± 0.0",
+    ]
+    rows["attacked"] = np.nan
+    rows["certified"] = [-122.0, -124.0, -125.0]
+    assert summary(rows).splitlines() == [
+        "clean      -100.0 ± 0.0  (log-likelihood -75.0, KL 25.0)",
+        "certified  -124.0 ± 1.0",
+    ]
 
 
 @pytest.mark.parametrize("bad", [torch.nan, 1.2, -0.2])

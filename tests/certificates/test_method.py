@@ -121,7 +121,7 @@ def test_an_unknown_word_is_refused_wherever_a_method_is_asked_for() -> None:
         lambda: robust_loss(vae, x, BALL, noise, 0.5, "magic"),
     ]
     for call in calls:
-        with pytest.raises(ValueError, match="^unknown method 'magic'; use one of ") as error:
+        with pytest.raises(ValueError, match=r"^unknown method 'magic'; use one of ") as error:
             call()
         assert all(repr(word) in str(error.value) for word in WORDS)
 
@@ -129,15 +129,24 @@ def test_an_unknown_word_is_refused_wherever_a_method_is_asked_for() -> None:
 # Options
 
 
+@torch.no_grad()
 @EACH_TARGET
 @pytest.mark.parametrize("kind", [CrownIBP, Crown])
 def test_alpha_steps_tighten_linear_bounds(kind: type[CrownIBP], target: str) -> None:
-    vae, x, noise = audit_case("deep")
+    vae, x, noise = mlp_vae((6,), (16,), 2).double(), torch.rand(3, 6).double(), torch.randn(3, 2).double()
+    for parameter in vae.parameters():
+        parameter *= 2  # so that relus meet inputs of both signs, whose slopes alpha decides
     none, few, many = (elbo_bounds(vae, x, BALL, noise, kind(alpha_steps), target) for alpha_steps in (0, 1, 20))
     assert (none.lower <= few.lower).all() and (none.lower <= many.lower).all() and (none.lower < many.lower).any()
     assert (none.upper >= few.upper).all() and (none.upper >= many.upper).all() and (none.upper > many.upper).any()
     assert not torch.equal(few.lower, many.lower)
-    assert torch.equal(certificate(vae, x, BALL, noise, kind(20), target), many.lower)
+    assert torch.equal(certificate(vae, x, BALL, noise, kind(alpha_steps=20), target), many.lower)
+
+
+@pytest.mark.parametrize("kind", [CrownIBP, Crown])
+def test_a_negative_number_of_alpha_steps_is_refused_where_the_method_is_made(kind: type[CrownIBP]) -> None:
+    with pytest.raises(ValueError, match="alpha_steps must not be negative, got -1"):
+        kind(alpha_steps=-1)
 
 
 @EACH_TARGET
@@ -199,8 +208,8 @@ class Looser(Method):
         return MemoryUse(per_image=1, largest_batch=2)
 
 
-class Trainable(TrainableMethod):
-    """The lower end of intervals less one nat."""
+class WithoutGradient(TrainableMethod):
+    """The lower end of intervals less one nat; does not say that it is differentiable."""
 
     def bounds(
         self, vae: VAE, x: Tensor, ball: LinfBall, noise: Tensor, target: str = "perturbed", sound: bool = False
@@ -214,6 +223,19 @@ class Trainable(TrainableMethod):
         return MemoryUse(per_image=1)
 
 
+class Trainable(WithoutGradient):
+    """The same, which says so."""
+
+    @property
+    def differentiable(self) -> bool:
+        return True
+
+
+def test_only_the_methods_with_a_whole_gradient_say_that_they_are_differentiable() -> None:
+    methods = [*WORDS.values(), CrownIBP(alpha_steps=1), Crown(alpha_steps=1)]
+    assert [method for method in methods if method.differentiable] == [IBP(), CrownIBP()]
+
+
 @pytest.mark.parametrize("kappa", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize(
     ("method", "name"),
@@ -221,13 +243,17 @@ class Trainable(TrainableMethod):
         ("exact", r"BranchAndBound\(tol=0\.001\)"),
         (BranchAndBound(0.5), r"BranchAndBound\(tol=0\.5\)"),
         ("best", r"Auto\(budget=100\)"),
+        ("crown", r"Crown\(alpha_steps=0\)"),
+        (CrownIBP(3), r"CrownIBP\(alpha_steps=3\)"),
         (Looser(), r"Looser\(margin=10\.0\)"),
+        (WithoutGradient(), r".*WithoutGradient.*"),
     ],
-    ids=str,
+    ids=["exact", "branch and bound", "best", "crown", "steps for alpha", "new", "new, over given boxes"],
 )
 def test_a_method_without_gradient_is_refused_by_its_name(method: str | Method, name: str, kappa: float) -> None:
     vae, x, noise = audit_case("mlp")
-    with pytest.raises(ValueError, match=rf"^{name} has no gradient to train on: use one of 'ibp', 'crown-ibp'$"):
+    message = rf"^{name} is not differentiable: train on 'ibp', or 'crown-ibp' without steps for alpha$"
+    with pytest.raises(ValueError, match=message):
         robust_loss(vae, x, BALL, noise, kappa, method)
 
 
@@ -247,9 +273,9 @@ def test_a_registered_method_is_used_everywhere_by_its_word(monkeypatch: pytest.
     np.testing.assert_allclose(rows["certified"], tighter["certified"] - 10, rtol=0, atol=1e-11)
     assert chunk_size(vae, x, noise, "looser", 1.0) == 2, "as its `memory` says"
     assert (expected_rows("looser")["mean"] < expected_rows("ibp")["mean"]).all()
-    with pytest.raises(ValueError, match="use one of .*'looser'"):
+    with pytest.raises(ValueError, match=r"use one of .*'looser'"):
         find_method("losser")
-    with pytest.raises(ValueError, match=r"^Looser\(margin=10\.0\) has no gradient"):
+    with pytest.raises(ValueError, match=r"^Looser\(margin=10\.0\) is not differentiable"):
         robust_loss(vae, x, BALL, noise, 0.5, "looser")
 
 
@@ -263,5 +289,5 @@ def test_a_registered_method_with_a_gradient_is_trained_on_by_its_word(monkeypat
         torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
     interval = certificate(vae, x, BALL, noise)
     assert torch.equal(certificate(vae, x, BALL, noise, "trainable"), interval - 1)
-    with pytest.raises(ValueError, match="got 1.5 at index"):
+    with pytest.raises(ValueError, match=r"got 1\.5 at index"):
         certificate(vae, torch.full_like(x, 1.5), BALL, noise, "trainable")

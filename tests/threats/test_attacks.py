@@ -1,4 +1,4 @@
-"""Attacks stay inside the ball, are never beaten by simpler ones, and find the truth where the truth is known."""
+"""Attacks stay inside the ball, are never beaten by simpler ones, and reach the minima that formulas and grids give."""
 
 import pytest
 import torch

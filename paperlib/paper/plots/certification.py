@@ -25,14 +25,15 @@ def sandwich(certified: pd.DataFrame, attacked: pd.DataFrame, ceiling: pd.DataFr
     """Certified, attacked and clean ELBO against the radius, a panel for each model, on one vertical axis.
 
     Means over the images, bars of one standard error; the shading from certificate to attack holds the worst case. The
-    axis is linear down to the lowest attack and the lowest certificate that is not lost. Lost ones lie in a strip
-    below a break, on a logarithmic axis. The ceiling bounds the worst case of any model whatever.
+    axis is linear down to the lowest attack and to the lowest certificate of the models whose certificates are not
+    lost. What lies lower is in a strip below a marked break, from where on the axis is logarithmic. The ceiling bounds
+    the worst case of any model whatever.
     """
     names = list(certified["model"].unique())
     least = certified.groupby("model")["certified"].min()
     mean_attacked = attacked.groupby(["model", "eps"])["attacked"].mean()
     floor = 1.05 * min(*least[least > LOST], mean_attacked.min(), -1.0)
-    strip = bool(least.min() <= LOST)
+    strip = bool(least.min() < floor)
     figure, axes = panels(
         1 + strip, len(names), height=3.2, sharex=True, sharey="row", height_ratios=[4, 1][: 1 + strip]
     )
@@ -47,24 +48,25 @@ def sandwich(certified: pd.DataFrame, attacked: pd.DataFrame, ceiling: pd.DataFr
         }
         for axis in column:
             for label, (eps, mean, error, marker) in series.items():
-                axis.errorbar(eps, mean, error, color=COLORS[label], marker=marker, label=label)
+                if axis is column[0] or label == "certified":  # of the rest nothing lies in the strip
+                    axis.errorbar(eps, mean, error, color=COLORS[label], marker=marker, label=label)
             axis.fill_between(
                 bound["eps"], bound["certified"], reached.mean(), color=COLORS["certified"], alpha=0.15, lw=0,
                 label="the worst case lies here",
             )  # fmt: skip
-            axis.plot(ceiling["eps"], ceiling["ceiling"], **CEILING_LOOK)
+        column[0].plot(ceiling["eps"], ceiling["ceiling"], **CEILING_LOOK)
         column[0].set_ylim(floor, 0)
         column[0].set_title(LABELS.get(name, name))
         column[-1].set_xlabel("radius $\\epsilon$ (pixels)")
     if strip:
-        _break(grid, top=min(LOST, floor), lowest=least.min())
+        _break(grid, top=floor, lowest=least.min())
     grid[0, 0].set_ylabel("ELBO (nats)")
     legend_above(figure, grid[0, 0], columns=5)
     return finish(figure, caption)
 
 
 def _break(grid: np.ndarray, top: float, lowest: float) -> None:
-    """The lower row of panels as a logarithmic strip that continues the upper row below a marked break."""
+    """The lower row of panels as a logarithmic strip that begins where the upper row ends; marks where they meet."""
     powers = range(math.ceil(math.log10(-top)), math.floor(math.log10(-3 * lowest)) + 1)
     for upper, lower in grid.T:
         lower.set_yscale("symlog", linthresh=-top)

@@ -103,7 +103,7 @@ def coefficients(pictures: Mapping[str, Tensor], rows: Sequence[tuple[str, float
             *(f"ELBO {value:.1f}" for value in elbos[1:]),
         )
         for axis, text in zip(line, texts, strict=True):
-            axis.set(xlabel=text, xticks=[], yticks=[])
+            axis.set(xlabel=text.replace("-", "−"), xticks=[], yticks=[])
     titles = (
         "digit $x$",
         "coefficients:\nas input",
