@@ -360,10 +360,8 @@ def test_a_released_checkpoint_gives_the_committed_certificates(images: pd.DataF
 @pytest.mark.parametrize("name", tighter.released_models("mnist", "paper"))
 def test_a_released_checkpoint_of_the_tradeoff_gives_its_row(tradeoff: pd.DataFrame, name: str) -> None:
     config = TRAINED[name]
-    (stored,) = tradeoff[
-        (tradeoff["bound"] == config.bound) & (tradeoff["kappa"] == config.kappa) & (tradeoff["train_eps"] == config.eps)
-        & (tradeoff["seed"] == config.seed)
-    ].to_dict("records")  # fmt: skip
+    about = {"bound": config.bound, "kappa": config.kappa, "train_eps": config.eps, "seed": config.seed}
+    (stored,) = tradeoff[(tradeoff[list(about)] == pd.Series(about)).all(axis=1)].to_dict("records")
     vae, test = load(DATA / f"{name}.safetensors"), load_dataset("mnist", "test")
     x = test.x[: tighter.IMAGES["paper"]]
     noise = evaluation_noise(len(x), vae.latent_dim, draws=1)[0]
