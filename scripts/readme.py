@@ -20,7 +20,7 @@ from paperlib.paper.tighter_training import released_models
 from paperlib.runtime.files import atomic
 from paperlib.runtime.numbers import rounded_down
 from paperlib.runtime.rows import read_header, read_rows
-from scripts.bench_report import ratio_table, step_table
+from scripts.bench_report import device_table, ratio_table, step_table
 from scripts.plan import Notebook
 
 PAGES = ("README.md", "docs/costs.md", "figures/data/README.md")
@@ -89,6 +89,19 @@ def cost_block() -> str:
     return f"{markdown(ratio_table(rows))}\n\n{markdown(steps)}\n\n{note}"
 
 
+def cuda_block() -> str:
+    """What steps and certificates cost on a GPU."""
+    rows, header = read_rows(DATA / "00_cost_cuda.csv"), read_header(DATA / "00_cost_cuda.csv")
+    sizes = header["config"]
+    note = (
+        f"`python -m scripts.bench --device cuda` on one {header['processor']} with torch {header['packages']['torch']}: "
+        f"medians over {rows['round'].nunique()} rounds, steps of {sizes['batch']} images (convolutional: "
+        f"{sizes['conv_batch']}), certificates of {sizes['images']} images at a time (CROWN: {sizes['refined']}, "
+        f"{sizes['alpha_steps']} steps for alpha)."
+    )
+    return f"{markdown(device_table(rows))}\n\n{note}"
+
+
 def _clean(certified: pd.DataFrame, model: str) -> str:
     rows = certified[(certified["model"] == model) & (certified["eps"] == EPS)]
     return f"{rows['clean'].item():.0f}"
@@ -146,6 +159,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "methods": methods_block,
     "tradeoff": tradeoff_block,
     "cost": cost_block,
+    "cuda": cuda_block,
     "map": map_block,
     "checkpoints": checkpoints_block,
 }
