@@ -36,8 +36,8 @@ def headline_block() -> str:
     dataset = read_header(DATA / "04_certified.csv")["dataset"]
     note = (
         f"ELBO in nats at radius {EPS} (mean ± standard error over images), data set `{dataset}`. Clean and certified: "
-        f"all {images:,} test images, {draws} noise draws (linear bound: one). Ceiling: what no model whatever passes in "
-        "the worst case, as its likelihood is Bernoulli; mean over the same images. Attacked: PGD with "
+        f"all {images:,} test images, {draws} noise draws (linear bound: one). Ceiling: what no model whatever passes "
+        "in the worst case, as its likelihood is Bernoulli; mean over the same images. Attacked: PGD with "
         f"{read_header(DATA / '03_attacked.csv')['config']['steps']} steps on the first "
         f"{attacked['index'].nunique():,} test images. Certificates are rounded down, the ceiling is rounded up."
     )
@@ -94,7 +94,7 @@ def cuda_block() -> str:
     rows, header = read_rows(DATA / "00_cost_cuda.csv"), read_header(DATA / "00_cost_cuda.csv")
     sizes = header["config"]
     note = (
-        f"`python -m scripts.bench --device cuda` on one {header['processor']} with torch {header['packages']['torch']}: "
+        f"`python -m scripts.bench --device cuda` on one {header['processor']}, torch {header['packages']['torch']}: "
         f"medians over {rows['round'].nunique()} rounds, steps of {sizes['batch']} images (convolutional: "
         f"{sizes['conv_batch']}), certificates of {sizes['images']} images at a time (CROWN: {sizes['refined']}, "
         f"{sizes['alpha_steps']} steps for alpha)."
