@@ -12,6 +12,11 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 HEADING = printf '\n== %s\n'
 
+# By default torch's threads spin while they wait for each other. Beside any other work on the machine that makes a step
+# many times slower. Let them sleep, unless the user has decided otherwise; both are read when torch is loaded.
+export OMP_WAIT_POLICY ?= passive
+export GOMP_SPINCOUNT ?= 0
+
 .DEFAULT_GOAL := help
 .PHONY: help figures plots test bench readme lab html docker lock env clean
 

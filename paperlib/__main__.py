@@ -2,6 +2,7 @@
 
 import hashlib
 import itertools
+import os
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -238,5 +239,11 @@ def _say(text: str) -> None:
         print(text, flush=True)
 
 
+PASSIVE_THREADS = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "0"}
+
 if __name__ == "__main__":
+    # By default torch's threads spin while they wait, which makes them many times slower beside other work. The settings
+    # are read when torch is loaded, as it is by now: so the command starts again, unless its user has decided already.
+    if os.name == "posix" and not PASSIVE_THREADS.keys() & os.environ.keys():
+        os.execve(sys.executable, sys.orig_argv, {**os.environ, **PASSIVE_THREADS})
     main()

@@ -1,6 +1,7 @@
 """What every test shares: type hints of paperlib are checked at each call, chance is seeded, figures need no screen."""
 
 import ast
+import os
 import re
 from pathlib import Path
 from typing import Literal
@@ -10,6 +11,10 @@ import pytest
 from beartype import BeartypeConf, FrozenDict
 from beartype.claw import beartype_package
 from hypothesis import settings
+
+# Before torch is loaded: threads that wait sleep, as make has it, so that the suite is quick beside other work.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+os.environ.setdefault("GOMP_SPINCOUNT", "0")
 
 # A wrong word must meet the library's own message, so beartype takes any string for each Literal in the sources.
 _SOURCES = (Path(__file__).parents[1] / "paperlib").rglob("*.py")

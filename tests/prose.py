@@ -1,13 +1,16 @@
 """Numbers that somebody typed into prose although they were measured: they go stale unseen when results change.
 
 A digit may stand in the prose of a notebook where it is part of a reference (notebook 4, section 3), of a citation (a
-year, an arXiv id), of a formula, or of a definition that the code cell beside it states, too. Nothing of this excuses a
-number with a unit of measurement behind it (nats, per cent, times, seconds): such numbers are computed from rows. Small
-counts are written as words, and a word with a unit behind it is as wrong as a digit.
+year, an arXiv id), of a formula, or of a definition: a count or a size that the notebook's code states, too, or another
+setting that the code cell beside it states. Nothing of this excuses a number with a unit of measurement behind it
+(nats, per cent, times, seconds): such numbers are computed from rows. Small counts are written as words, and a word
+with a unit behind it is as wrong as a digit.
 """
 
 import ast
+import io
 import re
+import tokenize
 from collections.abc import Iterable, Iterator
 
 from nbformat import NotebookNode
@@ -20,18 +23,19 @@ _UNIT = (
 )
 _NUMBER = r"(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:[eE][-+]?\d+)?"
 _FRACTION = r"(?:third|quarter|fifth|tenth|hundredth|thousandth|millionth)"
+_ABOUT = r"nearly|about|almost|some|over|under|roughly|than"
 VALUE = "\N{BLACK SQUARE}"  # stands for what an f-string computes
 
 WITH_UNIT = [
     re.compile(rf"(?<!\w){_NUMBER}\$?[\s-]*(?:\w+\s+)?{_UNIT}"),
     re.compile(rf"\b{_WORD}(?:(?:[\s-]+|\s+(?:and|to|or|of)\s+){_WORD})*[\s-]+(?:of\s+)?(?:\w+\s+)?{_UNIT}", re.I),
-    re.compile(r"\b(?:twice|thrice|half|\w+fold)\s+(?:as|the|an?|of|that|those)\b", re.I),
-    re.compile(rf"\b(?:an?|one|nearly|about|almost|some|over|under)\s+{_FRACTION}\b|\b{_FRACTION}s\b", re.I),
+    re.compile(r"\b(?:twice|thrice|\w+fold)\s+(?:as|the|an?|of|that|those)\b|\bhalf\s+as\b", re.I),
+    re.compile(rf"\b(?:an?|one|{_ABOUT})\s+{_FRACTION}\b|\b{_FRACTION}s\b|\b(?:{_ABOUT})\s+half\b", re.I),
 ]
 EXCUSED = re.compile(
-    r"```.*?```|`[^`]*`"  # code
+    r"```.*?```|`[^`]*`|<(pre|code)>.*?</\1>"  # code
     r"|\]\([^)]*\)|https?://\S+"  # where links lead
-    r"|^#*\s*\d+\.\s"  # the number of a heading or of an item in a list
+    r"|^[#*]*\s*\d+\.\s"  # the number of a heading or of an item in a list
     r"|\b(?:notebook|section|figure|table|equation|chapter)s?\s\d+(?:(?:,\s|\sand\s|\sto\s|,\sand\s)\d+)*"
     r"|\barXiv:?\s?\d{4}\.\d{4,5}|(?<!\d)\d{4}\.\d{5}(?!\d)"
     r"|(?:et\sal\.|[A-Z]\w+),?\s\(?(?:19|20)\d\d\b",  # a citation's year
@@ -41,7 +45,7 @@ FORMULA = re.compile(r"\$\$.*?\$\$|\$[^$]+\$", re.DOTALL)
 
 
 def typed_numbers(text: str, settings: frozenset[float] = frozenset()) -> list[str]:
-    """What looks like a typed result in Markdown text; `settings` are the numbers that the code beside it states."""
+    """What looks like a typed result in Markdown text; `settings` are the numbers that code states."""
     excused = EXCUSED.sub(" ", text)
     wrong = [match[0] for pattern in WITH_UNIT for match in pattern.finditer(excused)]
     for formula in FORMULA.findall(excused):
@@ -54,13 +58,14 @@ def typed_numbers(text: str, settings: frozenset[float] = frozenset()) -> list[s
 def typed_in(nb: NotebookNode) -> Iterator[tuple[int, str]]:
     """Cell and finding, for all Markdown of a notebook: its Markdown cells, and the text that its code displays."""
     stated = [_stated(cell) for cell in nb.cells]
+    counts = {number for numbers in stated for number in numbers or () if number.is_integer() and number >= 10}
     for place, cell in enumerate(nb.cells):
         if cell.cell_type == "markdown":
             before = next((part for part in reversed(stated[:place]) if part is not None), frozenset())
             after = next((part for part in stated[place + 1 :] if part is not None), frozenset())
-            texts, settings = [cell.source], before | after
+            texts, settings = [cell.source], before | after | counts
         elif cell.cell_type == "code":
-            texts, settings = _displayed(cell.source), stated[place] or frozenset()
+            texts, settings = _displayed(cell.source), (stated[place] or frozenset()) | counts
         else:
             continue
         yield from ((place, number) for text in texts for number in typed_numbers(text, settings))
@@ -79,7 +84,7 @@ def _small(number: str) -> bool:
 
 
 def _stated(cell: NotebookNode) -> frozenset[float] | None:
-    """The numbers in a code cell and in its strings, but for displayed text; None for cells that state nothing."""
+    """The numbers in a code cell, its strings and comments, not in displayed text; None for cells that state none."""
     if cell.cell_type != "code" or "parameters" in cell.metadata.get("tags", []):
         return None
     nodes = list(ast.walk(ast.parse(cell.source)))
@@ -88,7 +93,10 @@ def _stated(cell: NotebookNode) -> frozenset[float] | None:
     shown = {id(part) for node in strings for part in _parts(node)}
     values = [node.value for node in nodes if isinstance(node, ast.Constant) and id(node) not in shown]
     stated = {float(value) for value in values if isinstance(value, int | float)}
-    return frozenset(stated | {_value(text) for value in values if isinstance(value, str) for text in _numbers(value)})
+    tokens = tokenize.generate_tokens(io.StringIO(cell.source).readline)
+    texts = [token.string for token in tokens if token.type == tokenize.COMMENT]
+    texts += [value for value in values if isinstance(value, str)]
+    return frozenset(stated | {_value(number) for text in texts for number in _numbers(text)})
 
 
 def _displayed(source: str) -> list[str]:

@@ -341,3 +341,27 @@ def test_the_library_does_not_import_its_commands() -> None:
     with started("-c", IMPORTS) as importing:
         output, error = importing.communicate(timeout=300)
     assert (output.strip(), error) == ("", "")
+
+
+THREADS = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, ["None None", "passive 0"]),  # started again before anything is computed
+        ({"OMP_WAIT_POLICY": "active"}, ["active None"]),
+        ({"GOMP_SPINCOUNT": "7"}, ["None 7"]),
+    ],
+)
+def test_threads_of_a_command_sleep_while_they_wait_unless_the_user_decided(
+    here: Path, given: dict[str, str], expected: list[str]
+) -> None:
+    said = "import os; open('started', 'a').write(' '.join(str(os.environ.get(n)) for n in {}) + '\\n')"
+    (here / "sitecustomize.py").write_text(said.format(THREADS))  # Python runs it at each start
+    env = {name: value for name, value in os.environ.items() if name not in THREADS}
+    path = os.pathsep.join([str(here), *sys.path])
+    command = [sys.executable, "-m", "paperlib", "train", "--help"]
+    ended = subprocess.run(command, env=env | given | {"PYTHONPATH": path}, capture_output=True, text=True)
+    assert ended.returncode == 0 and "--kappa" in ended.stdout
+    assert (here / "started").read_text().splitlines() == expected

@@ -160,7 +160,8 @@ def test_no_measured_number_is_typed_into_the_prose(path: Path) -> None:
         "ten to thirty nats below", "within a nat or 0.5 nats", "by 15.3", "a certificate of -353", "12 % of all",
         "at $-351$ nats", "$C = -351$", "$\\epsilon=0.1$", "MLP 784-512-20", "by hundreds of nats", "tens of nats",
         "ten times wider", "a hundredfold of it", "costs about twice an interval step", "half as many", "one more nat",
-        "a quarter to nearly all", "by a few millionths", "5 per cent", "in 3 minutes", "16,000 draws", "see row 17",
+        "a quarter to nearly all", "nearly half of all units", "more than half",
+        "by a few millionths", "5 per cent", "in 3 minutes", "16,000 draws", "see row 17",
     ],
 )  # fmt: skip
 def test_a_typed_result_is_noticed(text: str) -> None:
@@ -175,7 +176,7 @@ def test_a_typed_result_is_noticed(text: str) -> None:
         "(Condessa & Kolter 2020, [arXiv 2004.10608](https://arxiv.org/abs/2004.10608))", "Madry et al. 2018",
         "`sound=True` and `pgd(steps=40)` in float32", "$\\tfrac12\\log\\sigma^2$ and $$1+e^{-l}$$",
         "Twenty embedded digits", "three models in two dimensions", "One is exact", "at radius 0 the KL is 0",
-        "a few nats", "the third row", "a [link](../figures/04_x.png)",
+        "a few nats", "the third row", "Half of the points are corners", "a [link](../figures/04_x.png)",
     ],
 )  # fmt: skip
 def test_references_formulas_and_small_counts_are_no_results(text: str) -> None:
@@ -191,7 +192,8 @@ def test_a_setting_may_stand_beside_the_code_that_states_it_but_never_as_a_resul
     assert list(typed_in(notebook(text, ("code", "ball = LinfBall(0.25)\nx = ball.sample(1_000)")))) == []
     assert list(typed_in(notebook(("code", "radius, count = 0.25, 1000"), text))) == []
     far = notebook(text, ("code", "pass"), ("code", "radius, count = 0.25, 1000"))
-    assert list(typed_in(far)) == [(0, "0.25"), (0, "1,000")]
+    assert list(typed_in(far)) == [(0, "0.25")], "a count may be stated anywhere, another setting only beside"
+    assert list(typed_in(notebook(text, ("code", "pass")))) == [(0, "0.25"), (0, "1,000")]
     assert list(typed_in(notebook(("md", "It gains 15 nats."), ("code", "n = 15")))) == [(0, "15 nats")]
 
 
