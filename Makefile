@@ -8,6 +8,10 @@ NB ?=
 FORCE ?=
 LAB_FLAGS ?=
 
+ifneq ($(words $(VENV)),1)
+$(error VENV must be one path without spaces, got '$(VENV)')
+endif
+
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 HEADING = printf '\n== %s\n'

@@ -242,8 +242,8 @@ def _say(text: str) -> None:
 PASSIVE_THREADS = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "0"}
 
 if __name__ == "__main__":
-    # By default torch's threads spin while they wait, which makes them many times slower beside other work. The settings
-    # are read when torch is loaded, as it is by now: so the command starts again, unless its user has decided already.
+    # By default torch's threads spin while they wait, which makes them many times slower beside other work. They read
+    # these settings when torch is loaded, and it is by now: start again, unless the user has decided already.
     if os.name == "posix" and not PASSIVE_THREADS.keys() & os.environ.keys():
         os.execve(sys.executable, sys.orig_argv, {**os.environ, **PASSIVE_THREADS})
     main()

@@ -201,7 +201,8 @@ def main(options: FigureOptions) -> int:
         raise KeyboardInterrupt
 
     for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, interrupt)
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup has it
+            signal.signal(number, interrupt)
     try:
         dataset = dataset_of(options)
         site = Site(ROOT, options.profile, dataset, home(options.profile, dataset), checksum(dataset))

@@ -100,12 +100,16 @@ def _names(staging: Path) -> list[Path]:
 
 @contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Ctrl-C and SIGTERM take effect only after the block."""
+    """Ctrl-C, SIGTERM and a hang-up take effect only after the block; those that are ignored stay so."""
     if threading.current_thread() is not threading.main_thread():
         yield  # signals reach the main thread only
         return
     late: list[int] = []
-    old = {number: signal.signal(number, lambda n, _: late.append(n)) for number in (signal.SIGINT, signal.SIGTERM)}
+    old = {
+        number: signal.signal(number, lambda n, _: late.append(n))
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        if signal.getsignal(number) is not signal.SIG_IGN
+    }
     try:
         yield
     finally:

@@ -608,3 +608,24 @@ def test_threads_of_all_that_make_starts_sleep_while_they_wait(given: dict[str, 
         ["make", "-f", "-", "say"], input=text, cwd=ROOT, env=env | given, capture_output=True, text=True, check=True
     )
     assert said.stdout.split("\n")[-2] == expected
+
+
+def test_an_environment_whose_path_has_a_space_is_refused_and_nothing_is_emptied(tmp_path: Path) -> None:
+    kept = tmp_path / "my" / "kept.txt"
+    kept.parent.mkdir()
+    kept.write_text("kept")
+    command = ["make", "-C", str(ROOT), "env", f"VENV={tmp_path}/my env"]
+    ended = subprocess.run(command, capture_output=True, text=True)
+    assert ended.returncode != 0 and "must be one path without spaces" in ended.stderr
+    assert kept.read_text() == "kept" and [path.name for path in tmp_path.iterdir()] == ["my"]
+
+
+def test_a_clone_that_converts_line_ends_keeps_the_bytes_of_row_files(tmp_path: Path) -> None:
+    for name in (".gitattributes", "figures/data/01_summary.csv", "Makefile"):
+        (tmp_path / "one" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "one" / name).write_bytes((ROOT / name).read_bytes())
+    git = ["git", "-c", "user.name=a", "-c", "user.email=a@b", "-c", "core.autocrlf=true"]
+    for args in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "one"], ["clone", "-q", ".", "../two"]):
+        subprocess.run([*git, *args], cwd=tmp_path / "one", check=True, capture_output=True)
+    for name in ("figures/data/01_summary.csv", "Makefile"):
+        assert (tmp_path / "two" / name).read_bytes() == (ROOT / name).read_bytes()

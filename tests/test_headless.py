@@ -328,6 +328,26 @@ def test_an_interrupt_waits_for_the_end_of_publishing() -> None:
     assert done and signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
+def test_a_hang_up_waits_for_the_end_of_publishing_and_stays_ignored_where_it_is() -> None:
+    done = []
+
+    def publishing() -> None:
+        with uninterrupted():
+            signal.raise_signal(signal.SIGHUP)
+            done.append("published")
+
+    with pytest.raises(KeyboardInterrupt):
+        publishing()
+    assert done == ["published"]
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup starts a command
+    try:
+        with uninterrupted():
+            signal.raise_signal(signal.SIGHUP)
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 def test_an_interrupted_run_leaves_no_kernel_and_no_result(site: Site, tmp_path: Path) -> None:
     note = tmp_path / "pid"
     cell = f"import os, pathlib, time\npathlib.Path({str(note)!r}).write_text(str(os.getpid()))\ntime.sleep(60)"

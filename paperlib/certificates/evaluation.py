@@ -104,7 +104,9 @@ def evaluation_noise(count: int, latent_dim: int, draws: int = 1, seed: int = NO
     """
     rows = max(count, 10_000)  # torch draws fewer numbers in another order
     generators = (torch.Generator().manual_seed(seed + draw) for draw in range(draws))
-    return torch.stack([torch.randn(rows, latent_dim, generator=generator)[:count] for generator in generators])
+    # In float32 on the CPU whatever torch's defaults are: the seed promises these numbers.
+    drawn = [torch.randn(rows, latent_dim, generator=each, dtype=torch.float32, device="cpu") for each in generators]
+    return torch.stack([noise[:count] for noise in drawn])
 
 
 @torch.no_grad()

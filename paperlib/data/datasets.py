@@ -106,7 +106,7 @@ def resolve(name: str) -> str:
 def data_root() -> Path:
     """`PAPERLIB_DATA`, or the folder `paperlib` in the user's cache."""
     cache_home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return Path(os.environ.get("PAPERLIB_DATA") or cache_home / "paperlib")
+    return Path(os.environ.get("PAPERLIB_DATA") or cache_home / "paperlib").expanduser()
 
 
 def checksum(name: str) -> str:

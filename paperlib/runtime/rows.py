@@ -94,11 +94,19 @@ def same_result(old: Path, new: Path) -> bool:
 
 
 def _commit() -> str:
-    # "unknown" outside a git checkout, for instance in a container that holds the source alone
-    folder = Path(__file__).parent
-    command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    """The commit of the checkout that tracks this very file; "unknown" where none does, as in an installed library, or
+    in a copy that lies inside the checkout of something else.
+    """
+    here = Path(__file__)
+    env = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}  # may name another one
+
+    def git(*args: str) -> str:
+        command = ["git", "-C", str(here.parent), *args]
+        return subprocess.run(command, capture_output=True, text=True, check=True, env=env).stdout.strip()
+
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        git("ls-files", "--error-unmatch", here.name)
+        return git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
 

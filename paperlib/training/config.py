@@ -89,8 +89,13 @@ class TrainConfig:
         return hashlib.sha256(json.dumps(self.as_dict(), sort_keys=True).encode()).hexdigest()[:12]
 
     def build(self) -> VAE:
-        """The untrained model; its weights are decided by `seed` alone."""
-        likelihood: Likelihood = Bernoulli() if self.likelihood == "bernoulli" else Gaussian(self.scale)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.seed)
-            return mlp_vae(self.data_shape, self.hidden, self.latent_dim, likelihood)
+        """The untrained model in float32 on the CPU; its weights are determined by `seed` alone."""
+        default = torch.get_default_dtype()
+        torch.set_default_dtype(torch.float32)  # whatever the default is: the seed promises these weights
+        try:
+            with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+                torch.manual_seed(self.seed)
+                likelihood: Likelihood = Bernoulli() if self.likelihood == "bernoulli" else Gaussian(self.scale)
+                return mlp_vae(self.data_shape, self.hidden, self.latent_dim, likelihood)
+        finally:
+            torch.set_default_dtype(default)

@@ -153,7 +153,8 @@ def _epoch(
     losses: list[Tensor] = []
     for number, batch in enumerate(order.split(config.batch_size)[:steps], start=1):
         # every process draws all of the noise, so that the draws do not depend on the number of processes
-        noise = torch.randn(len(batch), state.vae.latent_dim, generator=state.generator, device=x.device)
+        shape = (len(batch), state.vae.latent_dim)
+        noise = torch.randn(shape, generator=state.generator, device=x.device, dtype=x.dtype)
         part, part_noise = (whole.tensor_split(count)[rank] for whole in (batch, noise))
         for group in state.optimizer.param_groups:
             group["lr"] = lr_at(state.step, config)
@@ -191,7 +192,7 @@ def _diverged(what: str, step: int, state: State) -> TrainingDivergedError:
 def _measure(vae: VAE, x: Tensor, data: Dataset, config: TrainConfig, step: int) -> dict[str, float]:
     vae.eval()
     generator = torch.Generator(x.device).manual_seed(config.seed)  # the same noise after each epoch
-    noise = torch.randn(len(x), vae.latent_dim, generator=generator, device=x.device)
+    noise = torch.randn(len(x), vae.latent_dim, generator=generator, device=x.device, dtype=x.dtype)
     eps = eps_at(step, config)
     log_likelihood, kl = elbo_terms(vae, x, noise, x)
     return {

@@ -495,3 +495,20 @@ def test_images_outside_the_range_are_refused(bad: float) -> None:
     x[4, 2] = bad
     with pytest.raises(ValueError, match="finite"):
         certify(model(), x, BALL, noise[0])
+
+
+def test_a_seed_promises_the_same_numbers_whatever_the_default_dtype_of_torch() -> None:
+    config = TrainConfig(
+        dataset="two-moons", data_shape=(2,), hidden=(8,), likelihood="gaussian", steps=3, batch_size=32
+    )
+    noise, weights = evaluation_noise(5, 3, draws=2), config.build().state_dict()
+    trained = train(config).vae.state_dict()
+    torch.set_default_dtype(torch.float64)
+    try:
+        again = evaluation_noise(5, 3, draws=2), config.build().state_dict(), train(config).vae.state_dict()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(again[0], noise) and again[0].dtype == noise.dtype
+    for first, second in ((weights, again[1]), (trained, again[2])):
+        assert all(torch.equal(second[name], tensor) for name, tensor in first.items())
+        assert all(tensor.dtype == torch.float32 for tensor in second.values())

@@ -367,3 +367,9 @@ def test_importing_the_library_loads_no_data() -> None:
     source = inspect.getsource(data_module)
     top = [line for line in source.splitlines() if line.startswith(("import", "from"))]
     assert not any("torchvision" in line or "mlxtend" in line for line in top)
+
+
+def test_a_tilde_in_the_root_of_the_data_is_the_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("PAPERLIB_DATA", "~/digits")
+    assert data_root() == tmp_path / "digits"

@@ -2,6 +2,7 @@
 
 import json
 import re
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,35 @@ def test_outside_a_checkout_the_commit_is_unknown(tmp_path: Path, monkeypatch: p
     assert provenance()["commit"] == "unknown"
     monkeypatch.setenv("PATH", str(tmp_path))
     assert provenance()["commit"] == "unknown", "git itself may be missing"
+
+
+def git(folder: Path, *args: str) -> str:
+    who = ["-c", "user.name=a", "-c", "user.email=a@b"]
+    return subprocess.run(["git", "-C", folder, *who, *args], capture_output=True, text=True, check=True).stdout.strip()
+
+
+def test_the_commit_is_that_of_the_checkout_that_tracks_the_library(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    library, other = tmp_path / "library", tmp_path / "other"
+    for folder in (library, other):
+        folder.mkdir()
+        git(folder, "init", "-q")
+        (folder / "rows.py").write_text(folder.name)
+        git(folder, "add", ".")
+        git(folder, "commit", "-q", "-m", folder.name)
+    monkeypatch.setattr(rows_module, "__file__", str(library / "rows.py"))
+    monkeypatch.setenv("GIT_DIR", str(other / ".git"))  # as in a hook of another repository
+    assert provenance()["commit"] == git_head(library)
+    copy = other / "unpacked" / "rows.py"  # an archive unpacked inside the checkout of something else
+    copy.parent.mkdir()
+    copy.write_text("library")
+    monkeypatch.setattr(rows_module, "__file__", str(copy))
+    assert provenance()["commit"] == "unknown"
+
+
+def git_head(folder: Path) -> str:
+    return (folder / ".git" / (folder / ".git" / "HEAD").read_text().split()[1]).read_text().strip()
 
 
 @pytest.mark.parametrize(
