@@ -29,6 +29,7 @@ from paperlib.bounds.relaxation import Affine
 from paperlib.bounds.rules import UnsupportedLayerError, apply_rule
 
 ULPS = 8 * torch.finfo(torch.float64).eps
+UNDERFLOW = 8 * torch.finfo(torch.float64).smallest_normal * torch.finfo(torch.float64).eps  # of subnormal results
 LAYERS = [
     nn.ReLU(),
     nn.ReLU(inplace=True),
@@ -87,7 +88,8 @@ def members(bound: LinearFunction | AlphaRelaxation[LinearFunction]) -> Iterator
 def gap(function: LinearFunction, points: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
     """value - function, and the allowance for its rounding, [points, *shape]."""
     product = function.slope * points
-    return values - (product + function.offset), ULPS * (product.abs() + function.offset.abs() + values.abs())
+    size = product.abs() + function.offset.abs() + values.abs()
+    return values - (product + function.offset), ULPS * size + UNDERFLOW
 
 
 def assert_between(relaxation: LinearRelaxation, points: Tensor, values: Tensor) -> None:
@@ -141,7 +143,8 @@ def test_a_parallel_relaxation_encloses_the_layer(layer: nn.Module) -> None:
     points = dense(box, 1001)
     values = layer(points.clone())
     both = parallel(relaxation_of(layer, box), box)
-    allowance = ULPS * ((both.slope * points).abs() + values.abs() + both.middle.abs() + both.radius.abs())
+    size = (both.slope * points).abs() + values.abs() + both.middle.abs() + both.radius.abs()
+    allowance = ULPS * size + UNDERFLOW
     assert ((values - both.slope * points - both.middle).abs() <= both.radius + allowance).all()
 
 
