@@ -5,14 +5,8 @@ from collections.abc import Callable, Iterable, Mapping
 
 import pandas as pd
 
-from paperlib.runtime.numbers import rounded_down, with_error
+from paperlib.runtime.numbers import rounded_down, rounded_up, with_error
 from paperlib.training.config import TrainConfig
-
-
-def rounded_up(value: float, digits: int = 1) -> str:
-    """The smallest decimal of so many digits that is not below the value: what may be printed of an upper bound."""
-    text = rounded_down(-value, digits)
-    return text[1:] if text.startswith("-") else f"-{text}"
 
 
 def span(values: Iterable[float], text: Callable[[float], str] = "{:.1f}".format) -> str:

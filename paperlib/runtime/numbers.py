@@ -1,11 +1,16 @@
-"""Numbers as they are printed: a certificate is rounded down, never to nearest."""
+"""Numbers as they are printed: a lower bound is rounded down and an upper bound up, never to nearest."""
 
-from decimal import ROUND_FLOOR, Decimal
+from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
 
 
 def rounded_down(value: float, digits: int = 1) -> str:
     """The largest decimal of so many digits that is not above the value: what may be printed of a lower bound."""
     return str(Decimal(repr(float(value))).quantize(Decimal(1).scaleb(-digits), ROUND_FLOOR))
+
+
+def rounded_up(value: float, digits: int = 1) -> str:
+    """The smallest decimal of so many digits that is not below the value: what may be printed of an upper bound."""
+    return str(Decimal(repr(float(value))).quantize(Decimal(1).scaleb(-digits), ROUND_CEILING))
 
 
 def with_error(value: float, error: float, digits: int = 1) -> str:

@@ -12,7 +12,7 @@ from paperlib.runtime.numbers import rounded_down
 
 
 def box_through_vae(arrays: Mapping[str, Tensor], caption: str) -> Figure:
-    """From left to right: the box of inputs, of latents, of outputs, and the interval in which the ELBO must lie."""
+    """From left to right: the box of inputs, of latents, of outputs, and the interval that holds the worst case."""
     figure = plt.figure(figsize=(PAGE, 2.35))
     outer = figure.add_gridspec(1, 4, width_ratios=[1, 2.1, 1, 1.5], wspace=0.28)
     for place, name, title in ((0, "input", "1. images in the ball"), (2, "output", "3. decoder: ink")):
