@@ -16,17 +16,17 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 HEADING = printf '\n== %s\n'
 
-# By default torch's threads spin while they wait for each other. Beside any other work on the machine that makes a step
-# many times slower. Let them sleep, unless the user has decided otherwise; both are read when torch is loaded.
-export OMP_WAIT_POLICY ?= passive
-export GOMP_SPINCOUNT ?= 0
-
 .DEFAULT_GOAL := help
 .PHONY: help figures plots test bench readme lab html docker lock env clean
 
 # No window is ever opened. Kernels need matplotlib's inline backend instead, so nbval below runs without this, and
 # scripts.figures takes it out of the kernels' environment. Nor must a slow machine show bars where nbval compares.
 figures plots test bench readme html: export MPLBACKEND = Agg
+
+# By default torch's threads spin while they wait for each other: faster on an idle machine, which `bench` is for, and many
+# times slower beside any other work. Let them sleep, unless the user has decided; both are read when torch is loaded.
+figures plots test readme lab html: export OMP_WAIT_POLICY ?= passive
+figures plots test readme lab html: export GOMP_SPINCOUNT ?= 0
 
 help: ## list the commands and their options
 	@awk -F ' ## ' '/^[a-z]+:.* ## / { split($$1, name, ":"); printf "  make %-9s %s\n", name[1], $$2 }' $(MAKEFILE_LIST)
