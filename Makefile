@@ -44,7 +44,7 @@ RUN_FLAGS = --profile $(PROFILE) --dataset $(DATASET) $(if $(NB),--only $(NB))
 figures: $(STAMP) ## make every figure from the data up (NB=03: one notebook; PROFILE=smoke: small, in minutes)
 	@$(BIN)/python -m scripts.figures $(RUN_FLAGS) $(if $(filter-out 0,$(FORCE)),--force)
 
-plots: $(STAMP) ## draw the figures again from the committed rows, in seconds
+plots: $(STAMP) ## draw the figures again from the committed rows; only notebook 0 trains
 	@$(BIN)/python -m scripts.figures $(RUN_FLAGS) --redraw
 
 test: $(STAMP) ## check style, types, tests and the committed notebooks

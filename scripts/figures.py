@@ -43,7 +43,7 @@ class FigureOptions:
     force: bool = False
     """Run also what is up to date."""
     redraw: bool = False
-    """Draw again from the published rows, in seconds; no row is made."""
+    """Draw again from the published rows; no row is made."""
 
 
 def make(site: Site, notebook: Notebook, mark: str, *, redraw: bool) -> dict[str, Any]:
