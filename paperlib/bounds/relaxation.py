@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from paperlib.bounds.box import Interval
 from paperlib.bounds.curves import concave, convex, relu_chord, sigmoidal
-from paperlib.bounds.interval import Interval, interval_rule
+from paperlib.bounds.interval import interval_rule
 from paperlib.bounds.linear import AlphaRelaxation, LinearFunction, LinearRelaxation
 from paperlib.bounds.rules import UnsupportedLayerError
 

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
-from paperlib.bounds.interval import Interval, interval_rule
+from paperlib.bounds.box import Interval
+from paperlib.bounds.interval import interval_rule
 from paperlib.bounds.rules import UnsupportedLayerError
 
 FLOOR = 1e-30  # gamma_1 times it is above the smallest normal number of float32: room for all that underflows

@@ -5,7 +5,7 @@ Shapes: x is [batch, *data_shape], noise is [batch, latent_dim], results are [ba
 
 from torch import Tensor
 
-from paperlib.bounds.interval import Interval
+from paperlib.bounds.box import Interval
 from paperlib.certificates.method import Method, find_method
 from paperlib.models.elbo import Target
 from paperlib.models.vae import VAE

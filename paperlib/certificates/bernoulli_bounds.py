@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from paperlib.bounds.box import Interval
 from paperlib.bounds.curves import chord_below, is_nonnegative, relu_chord, tangent
-from paperlib.bounds.interval import Interval
 from paperlib.bounds.linear import AlphaRelaxation, JointLinearFunction, LinearFunction
 from paperlib.bounds.rounding import FUNCTION_ERRORS, Rounding, magnitude
 from paperlib.certificates.likelihood_bounds import LikelihoodBounds, likelihood_bounds

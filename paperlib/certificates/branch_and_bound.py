@@ -14,8 +14,9 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from paperlib.bounds.interval import Interval
+from paperlib.bounds.box import Interval
 from paperlib.certificates.backward import RelaxedVAE, linear_lower, linear_upper
+from paperlib.certificates.crown import slack
 from paperlib.certificates.intervals import IntervalBounds, elbo_lower, elbo_upper, target_box
 from paperlib.certificates.method import METHODS, MemoryUse, Method
 from paperlib.certificates.zonotope import ROWS, refine
@@ -102,12 +103,14 @@ def exact_bounds(vae: VAE, box: Interval, noise: Tensor, target: Interval, tol: 
     def below(part: Interval, example: Tensor) -> Tensor:
         bounds = interval_bounds(part, example)
         relaxed = refine(RelaxedVAE.of(vae, bounds, noise[example]))
-        return torch.maximum(elbo_lower(vae, bounds), linear_lower(relaxed))
+        interval, linear = elbo_lower(vae, bounds), linear_lower(relaxed)
+        return torch.fmax(interval, linear - slack(linear, interval))
 
     def above(part: Interval, example: Tensor) -> Tensor:
         bounds = interval_bounds(part, example)
         relaxed = refine(RelaxedVAE.of(vae, bounds, noise[example]))
-        return torch.minimum(elbo_upper(vae, bounds), linear_upper(relaxed))
+        interval, linear = elbo_upper(vae, bounds), linear_upper(relaxed)
+        return torch.fmin(interval, linear + slack(linear, interval))
 
     lower = minimum(value, below, box, tol)
     upper = -minimum(lambda x, example: -value(x, example), lambda part, example: -above(part, example), box, tol)

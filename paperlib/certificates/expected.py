@@ -21,12 +21,14 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from paperlib.bounds.interval import Interval, interval_rule, propagate_all
+from paperlib.bounds.box import Interval
+from paperlib.bounds.interval import interval_rule, propagate_all
 from paperlib.bounds.linear import LinearFunction, LinearRelaxation
 from paperlib.bounds.relaxation import Affine, relaxation_rule
 from paperlib.bounds.rules import UnsupportedLayerError, apply_rule, named_layers
 from paperlib.certificates.backward import RelaxedVAE, linear_lower
 from paperlib.certificates.confidence import lower_confidence_bound
+from paperlib.certificates.crown import slack
 from paperlib.certificates.ibp import IBP
 from paperlib.certificates.intervals import IntervalBounds, elbo_lower, target_box
 from paperlib.certificates.likelihood_bounds import bounds_of
@@ -159,7 +161,8 @@ def noise_box_floor(vae: VAE, bounds: IntervalBounds, c: float, method: Method) 
     flat = torch.zeros_like(reach)
     relaxed = RelaxedVAE.of(vae, bounds, torch.ones_like(reach))
     scale = LinearRelaxation(LinearFunction(flat, -reach), LinearFunction(flat, reach))
-    return torch.maximum(floor, linear_lower(replace(relaxed, scale=scale)))
+    linear = linear_lower(replace(relaxed, scale=scale))
+    return torch.fmax(floor, linear - slack(linear, floor))
 
 
 def noise_inside(box: Tensor, draws: int, latent_dim: int, generator: torch.Generator | None = None) -> Tensor:

@@ -9,8 +9,8 @@ import math
 import torch
 from torch import Tensor
 
+from paperlib.bounds.box import Interval
 from paperlib.bounds.curves import chord_below, tangent
-from paperlib.bounds.interval import Interval
 from paperlib.bounds.linear import JointLinearFunction, LinearFunction
 from paperlib.bounds.rounding import FUNCTION_ERRORS, Rounding
 from paperlib.certificates.likelihood_bounds import LikelihoodBounds, likelihood_bounds

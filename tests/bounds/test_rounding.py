@@ -253,8 +253,9 @@ def breaks(bounds: Interval, layer: nn.Linear, box: Interval) -> int:
 
 
 def wide() -> tuple[nn.Linear, Interval]:
+    # so thin a box that its own rounding is small beside that of the layer
     x = torch.rand(1, 784)
-    return nn.Linear(784, 64), Interval((x - 0.1).clamp(min=0), (x + 0.1).clamp(max=1))
+    return nn.Linear(784, 64), Interval((x - 1e-4).clamp(min=0), (x + 1e-4).clamp(max=1))
 
 
 def sound_bounds(layer: nn.Linear, box: Interval) -> Interval:
