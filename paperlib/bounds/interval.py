@@ -183,15 +183,23 @@ def _(layer: nn.ELU, box: Interval) -> Interval:
 def _(layer: nn.Softplus, box: Interval) -> Interval:
     if layer.beta <= 0:
         raise ValueError("Softplus with beta <= 0 has no rule; only beta > 0 has")
-    # torch returns x itself above threshold / beta: there the function steps down, from `top` to `switch`
-    switch = layer.threshold / layer.beta
+    # torch returns x itself above the switch: there the function steps down, from `top` to the switch
+    switch, margin = softplus_switch(layer, box.lower.dtype)
     top = switch + math.log1p(math.exp(-layer.threshold)) / layer.beta
-    steps = (box.lower <= switch) & (box.upper > switch)
+    steps = (box.lower <= switch + margin) & (box.upper >= switch - margin) & (box.lower < box.upper)
     image = box.map(layer)
     return Interval(
-        torch.where(steps, image.lower.clamp(max=switch), image.lower),
-        torch.where(steps, image.upper.clamp(min=top), image.upper),
+        torch.where(steps, image.lower.clamp(max=switch - margin), image.lower),
+        torch.where(steps, image.upper.clamp(min=top + margin), image.upper),
     )
+
+
+def softplus_switch(layer: nn.Softplus, dtype: torch.dtype) -> tuple[float, float]:
+    """Where torch steps from log(1 + exp(beta x)) / beta to x itself, x = threshold / beta, and how far from there
+    rounding may move the step.
+    """
+    switch, info = layer.threshold / layer.beta, torch.finfo(dtype)
+    return switch, 8 * info.eps * (abs(switch) + 1 / layer.beta) + info.tiny * (1 + 1 / layer.beta)
 
 
 @interval_rule.register

@@ -4,6 +4,7 @@ It is concave in l and linear in t: the smallest value over both boxes sits at a
 nearest to the maximiser l* = logit(t). The linear bounds replace the product t * l by McCormick's planes.
 """
 
+import math
 from typing import Any
 
 import torch
@@ -48,7 +49,7 @@ class BernoulliBounds(LikelihoodBounds):
             high.clamp(min=0) * magnitude(target.map(lambda t: t - 1)), (-low).clamp(min=0) * magnitude(target)
         )
         summands = misfit + softplus(-torch.maximum(low, -high).clamp(min=0))
-        count = few + summands[0].numel()
+        count = few + math.prod(summands.shape[1:])
         return Rounding(count, sum_per_example(summands + parts * few / count), peak=sum_per_example(parts))
 
     def linear_below(self, output: Interval, target: Interval) -> AlphaRelaxation[JointLinearFunction]:

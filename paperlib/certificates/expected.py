@@ -35,12 +35,14 @@ from paperlib.certificates.likelihood_bounds import bounds_of
 from paperlib.certificates.method import Method, find_method
 from paperlib.models.elbo import Target
 from paperlib.models.vae import VAE
+from paperlib.runtime.inference import outside_inference_mode
 from paperlib.runtime.progress import Progress
 from paperlib.threats.balls import LinfBall
 
 NOISE_BOXES = [2.5 + step / 4 for step in range(19)]  # candidates for c, up to 7
 
 
+@outside_inference_mode
 def certify_expected(
     vae: VAE,
     x: Tensor,
@@ -104,10 +106,9 @@ class _Run:
         bound = split.inside * lower_confidence_bound(draws, split.floor, self.confidence) + split.tail
         mean = draws.mean(0)
         columns = {"bound": bound, "mean": mean, "width": mean - bound, "tail": split.tail, "noise_box": split.box}
+        numbers = {name: column.cpu().numpy() for name, column in columns.items()}
         settings = {"eps": self.ball.eps, "samples": self.samples, "confidence": self.confidence}
-        return pd.DataFrame(
-            settings | {name: column.cpu().numpy() for name, column in columns.items()}, index=range(len(x))
-        )
+        return pd.DataFrame(settings | numbers, index=range(len(x)))
 
     def split(self, x: Tensor) -> "NoiseSplit":
         """For each example the box of noise with the least predicted cost. The choice never sees a draw."""

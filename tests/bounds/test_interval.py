@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from paperlib import Interval, LinfBall, interval_rule, propagate
 from paperlib.bounds.interval import affine
+from paperlib.bounds.relaxation import relaxation_rule
 from paperlib.bounds.rules import UnsupportedLayerError
 
 Pick = Callable[..., object]
@@ -477,3 +478,26 @@ def test_the_small_end_of_a_box_is_not_lost_beside_the_large_one(
     box = Interval(torch.full(shape, 1 / ratio, dtype=dtype), torch.full(shape, ratio, dtype=dtype))
     for mirrored in (box, Interval(-box.upper, -box.lower)):
         assert_encloses(propagate(layer, mirrored), torch.stack([layer(end) for end in mirrored]).detach(), 0.0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    ("beta", "threshold"), [(0.3, 0.7), (0.1, 0.0), (3.0, 0.9), (0.7, -2.0), (1e-3, 1e-3), (7.0, 20.0)]
+)
+def test_softplus_is_enclosed_where_rounding_decides_on_which_side_of_torchs_switch_it_is(
+    beta: float, threshold: float, dtype: torch.dtype
+) -> None:
+    layer, switch = nn.Softplus(beta, threshold), torch.tensor([[threshold / beta]], dtype=dtype)
+    tiny = torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps
+    near = [switch, switch + tiny, switch - tiny]
+    for _ in range(4):
+        near = [*near, near[-2].nextafter(switch + 9), near[-1].nextafter(switch - 9)]
+    for end in near:
+        for box in (Interval(end, end), Interval(end - 1, end), Interval(end, end + 1)):
+            values = torch.stack([layer(point) for point in (*box, *near) if box.contains(point)])
+            assert_encloses(propagate(layer, box), values, rounding=4 * torch.finfo(dtype).eps)
+            line = relaxation_rule(layer, box)
+            for point, value in zip((p for p in (*box, *near) if box.contains(p)), values, strict=True):
+                slack = 1e-5 if dtype == torch.float32 else 1e-12
+                assert line.lower.slope * point + line.lower.offset <= value + slack * (1 + value.abs())
+                assert line.upper.slope * point + line.upper.offset >= value - slack * (1 + value.abs())

@@ -297,6 +297,14 @@ def test_softplus_holds_on_either_side_of_torchs_switch() -> None:
     assert moved > 0, "float32 and float64 always switched at the same point"
 
 
+@pytest.mark.parametrize("value", [1e-45, 1e-40, -1e-45, 0.0])
+def test_softplus_holds_where_its_product_with_beta_underflows(value: float) -> None:
+    # 0.1 * 1e-45 is 0 in float32, which is not above the threshold of 0: log(2) / 0.1 instead of the input itself
+    layer, point = nn.Softplus(0.1, threshold=0.0), torch.full((1, 1), value)
+    box = point_box(point)
+    assert interval_rule(layer, box).widen(rounding_rule(layer, box).bound(torch.float32)).contains(layer(point)).all()
+
+
 def test_a_slope_below_the_smallest_normal_number_is_rounded_coarsely() -> None:
     layer, point = nn.LeakyReLU(1e-40), torch.full((1, 1), -1e30)
     error = (layer(point).double() - 1e-40 * point.double()).abs()

@@ -366,3 +366,30 @@ def test_autocast_and_half_precision_are_refused() -> None:
     half = vae.to(torch.bfloat16)
     with pytest.raises(ValueError, match="float32 and float64"):
         elbo_bounds(half, x.bfloat16(), LinfBall(0.1), noise.bfloat16(), "crown", sound=True)
+
+
+@pytest.mark.parametrize("method", ["crown-ibp", "crown"])
+def test_more_units_than_the_error_of_sums_allows_for_are_refused(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    vae, x, noise = network("ReLU", "bernoulli")
+    monkeypatch.setattr(backward, "MOST_SUMMANDS", 10)
+    with pytest.raises(ValueError, match=r"at most 10 units, this network has \d+: use method=\"ibp\""):
+        elbo_bounds(vae, x, LinfBall(0.1), noise, method, sound=True)
+    elbo_bounds(vae, x, LinfBall(0.1), noise, method)
+
+
+@torch.no_grad()
+def test_sound_crown_rounds_within_its_own_boxes_and_not_within_those_of_intervals() -> None:
+    # The log-variances of intervals reach far beyond the true ones: errors of exp over their boxes would be larger
+    # than the bound by orders of magnitude.
+    torch.manual_seed(0)
+    encoder = nn.Sequential(nn.Linear(6, 40), nn.ReLU(), nn.Linear(40, 40), nn.ReLU(), nn.Linear(40, 4))
+    vae = VAE(encoder, nn.Sequential(nn.Linear(2, 8), nn.ReLU(), nn.Linear(8, 6)), Gaussian(), 2).eval()
+    for layer in encoder[:5:2]:
+        layer.weight.data *= 6
+    x, noise, ball = torch.rand(3, 6), torch.randn(3, 2), LinfBall(0.02)
+    plain = elbo_bounds(vae.in_float64(), x.double(), ball, noise.double(), "crown")
+    sound = elbo_bounds(vae, x, ball, noise, "crown", sound=True)
+    interval = elbo_bounds(vae, x, ball, noise, "ibp", sound=True)
+    assert (interval.lower < 100 * plain.lower).all(), "intervals are no looser here"
+    assert (sound.lower > plain.lower - 1e-2 * plain.lower.abs()).all()
+    assert (sound.upper < plain.upper + 1e-2 * plain.upper.abs()).all()
