@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from contextlib import closing, suppress
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from time import perf_counter
@@ -86,7 +86,7 @@ def sweep(
 
 def varying(configs: Iterable[TrainConfig]) -> list[str]:
     """The fields in which configurations differ."""
-    fields = [config.as_dict() for config in configs]
+    fields = [asdict(config) for config in configs]
     return [name for name in fields[0] if any(other[name] != fields[0][name] for other in fields)]
 
 
@@ -121,7 +121,7 @@ def _train_and_measure(config: TrainConfig, folder: Path, images: int | None, de
     noise = evaluation_noise(len(x), vae.latent_dim, seed=NOISE_SEED)
     certified = {method: certify(vae, x, test.ball(config.eps), noise, method=method) for method in CERTIFIED_BY}
     clean = certified["ibp"]
-    fields = {k: " ".join(map(str, v)) if isinstance(v, list) else v for k, v in config.as_dict().items()}
+    fields = {k: " ".join(map(str, v)) if isinstance(v, tuple) else v for k, v in asdict(config).items()}
     row = {"digest": config.digest, **fields, "images": len(x), "clean": clean["clean"].mean()}
     row |= {"clean_se": clean["clean"].sem(), **clean[["log_likelihood", "kl"]].mean()}
     for method, rows in certified.items():
