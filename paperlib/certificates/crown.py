@@ -55,8 +55,8 @@ class CrownIBP(TrainableMethod):
         return bounds if problem.sound is None else bounds.widen(problem.sound.value_rounding)
 
     def lower_over(self, problem: Problem) -> Tensor:
-        interval = elbo_lower(problem.vae, problem.bounds)
-        linear = linear_lower(self.relax(problem), self.alpha_steps)
+        interval = elbo_lower(problem.vae, problem.bounds, problem.beta)
+        linear = linear_lower(self.relax(problem), self.alpha_steps, problem.beta)
         lower = torch.maximum(interval, linear - _slack(linear))
         return lower if problem.sound is None else lower - problem.sound.value_rounding
 

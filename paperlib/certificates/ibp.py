@@ -29,7 +29,7 @@ class IBP(TrainableMethod):
         return bounds if problem.sound is None else bounds.widen(problem.sound.value_rounding)
 
     def lower_over(self, problem: Problem) -> Tensor:
-        lower = elbo_lower(problem.vae, problem.bounds)
+        lower = elbo_lower(problem.vae, problem.bounds, problem.beta)
         return lower if problem.sound is None else lower - problem.sound.value_rounding
 
     def memory(self, vae: VAE, layer_sizes: Sequence[int]) -> MemoryUse:

@@ -65,7 +65,9 @@ class TrainableMethod(Method):
 
     @abstractmethod
     def lower_over(self, problem: "Problem") -> Tensor:
-        """The lower end over boxes that are made already, [batch]: for inner loops, which check nothing."""
+        """A lower bound of  log p - problem.beta * KL  over boxes that are made already, [batch], so at beta = 1 of the
+        ELBO: for inner loops, which check nothing.
+        """
 
 
 METHODS: dict[str, Method] = {}  # by the word that stands for each wherever a method is asked for
@@ -91,6 +93,7 @@ class Problem:
     noise: Tensor  # [batch, latent_dim]
     bounds: IntervalBounds
     sound: SoundBounds | None = None  # None: real arithmetic; else `vae` and `noise` are in float64
+    beta: float = 1.0  # weight of the KL, not negative; only training asks for another than 1, and never with `sound`
 
     @classmethod
     def checked(cls, vae: VAE, x: Tensor, ball: LinfBall, noise: Tensor, target: Target, sound: bool) -> "Problem":

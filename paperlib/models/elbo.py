@@ -35,10 +35,10 @@ def elbo(vae: VAE, x: Tensor, noise: Tensor, target: Target | Tensor = "perturbe
         return unchecked_elbo(vae, x, noise, target)
 
 
-def unchecked_elbo(vae: VAE, x: Tensor, noise: Tensor, target: Tensor) -> Tensor:
-    """`elbo` for inner loops: checks shapes alone."""
+def unchecked_elbo(vae: VAE, x: Tensor, noise: Tensor, target: Tensor, beta: float = 1.0) -> Tensor:
+    """`elbo` for inner loops, or  log p - beta * KL:  checks shapes alone."""
     log_likelihood, kl = elbo_terms(vae, x, noise, target)
-    return log_likelihood - kl
+    return log_likelihood - beta * kl
 
 
 def elbo_terms(vae: VAE, x: Tensor, noise: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:

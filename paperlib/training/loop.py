@@ -52,7 +52,7 @@ class _Objective(nn.Module):
         self.vae, self.config = vae, config
 
     def forward(self, x: Tensor, ball: LinfBall, noise: Tensor, kappa: float) -> Tensor:
-        return robust_loss(self.vae, x, ball, noise, kappa, self.config.bound, self.config.target)
+        return robust_loss(self.vae, x, ball, noise, kappa, self.config.bound, self.config.target, self.config.beta)
 
 
 def train(

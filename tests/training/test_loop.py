@@ -25,11 +25,13 @@ from paperlib import (
     elbo_bounds,
     interval_rule,
     mlp_vae,
+    pgd,
     robust_loss,
     train,
 )
 from paperlib.certificates.intervals import IntervalBounds
 from paperlib.data.datasets import Dataset
+from paperlib.models.elbo import elbo_terms
 from paperlib.runtime.device import choose_device, matmul_precision
 from paperlib.training import loop, loss
 from paperlib.training.loop import TrainingDivergedError
@@ -68,7 +70,16 @@ def test_the_callers_randomness_neither_matters_nor_changes() -> None:
 
 
 @pytest.mark.parametrize(
-    "field", [{"seed": 1}, {"eps": 0.1}, {"kappa": 0.0}, {"lr": 1e-3}, {"target": "clean"}, {"bound": "crown-ibp"}]
+    "field",
+    [
+        {"seed": 1},
+        {"eps": 0.1},
+        {"kappa": 0.0},
+        {"lr": 1e-3},
+        {"target": "clean"},
+        {"bound": "crown-ibp"},
+        {"beta": 2.0},
+    ],
 )
 def test_another_configuration_gives_other_weights(field: dict[str, Any]) -> None:
     base = replace(CONFIG, ramp_start=0.0, ramp_end=0.1)
@@ -112,6 +123,44 @@ def test_the_held_out_images_are_the_last_tenth_and_never_trained_on() -> None:
     first, other = (train(CONFIG, data=d, device="cpu") for d in (data, replace(data, x=x)))
     assert torch.equal(weights(first.vae), weights(other.vae))
     assert (first.history["clean"] != other.history["clean"]).all()
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.3, 1.0, 4.0])
+@pytest.mark.parametrize("method", ["ibp", "crown-ibp"])
+@pytest.mark.parametrize("target", ["perturbed", "clean"])
+@pytest.mark.parametrize("likelihood", [Bernoulli(), Gaussian(0.5)], ids=["bernoulli", "gaussian"])
+def test_the_certificate_that_is_trained_on_holds_for_every_weight_of_the_kl(
+    beta: float, method: Any, target: Any, likelihood: Any
+) -> None:
+    """For each x' in the ball  log p - beta * KL  is no lower, and at radius 0 it is the same."""
+    vae = mlp_vae((16,), (12,), 2, likelihood).double()
+    x, noise, ball = stripes(8).x.double(), torch.randn(8, 2).double(), LinfBall(0.1)
+
+    def weighted(x_adv: Tensor) -> Tensor:
+        log_likelihood, kl = elbo_terms(vae, x_adv, noise, x if target == "clean" else x_adv)
+        return log_likelihood - beta * kl
+
+    certified = -torch.stack(
+        [robust_loss(vae, x[i : i + 1], ball, noise[i : i + 1], 0.0, method, target, beta) for i in range(8)]
+    )
+    generator = torch.Generator().manual_seed(0)
+    points = [ball.sample(x, generator) for _ in range(50)] + [pgd(vae, x, ball, noise, target=target)]
+    points += [ball.project(x + ball.eps * torch.randn(x.shape, generator=generator).sign(), x) for _ in range(50)]
+    assert all((certified <= weighted(x_adv) + 1e-12).all() for x_adv in points)
+    exact = robust_loss(vae, x, LinfBall(0.0), noise, 0.0, method, target, beta)
+    torch.testing.assert_close(exact, -weighted(x).mean(), rtol=1e-9, atol=1e-9)
+    clean = robust_loss(vae, x, ball, noise, 1.0, method, target, beta)
+    torch.testing.assert_close(clean, -weighted(x).mean(), rtol=1e-12, atol=0)
+
+
+def test_a_negative_weight_of_the_kl_is_no_objective() -> None:
+    with pytest.raises(ValueError, match="beta must not be negative"):
+        robust_loss(CONFIG.build(), stripes(8).x, LinfBall(0.1), torch.randn(8, 2), 0.5, beta=-0.1)
+
+
+def test_a_heavier_kl_gives_a_smaller_one() -> None:
+    light, heavy = (train(replace(CONFIG, steps=60, beta=beta), data=stripes(), device="cpu") for beta in (0.1, 10.0))
+    assert light.history["kl"].iloc[-1] > heavy.history["kl"].iloc[-1]
 
 
 @pytest.mark.parametrize("kappa", [0.0, 0.3, 1.0])
