@@ -17,7 +17,7 @@ from paperlib.certificates.method import METHODS, Method
 from paperlib.data.datasets import load_dataset
 from paperlib.models.elbo import elbo
 from paperlib.models.likelihood import Bernoulli, Gaussian, Likelihood
-from paperlib.models.vae import VAE, conv_vae, mlp_vae
+from paperlib.models.vae import VAE, GaussianHeads, conv_vae, mlp_vae
 from paperlib.threats.attacks import fgsm, pgd
 from paperlib.threats.balls import LinfBall
 from paperlib.training.checkpoint import load, save
@@ -37,6 +37,7 @@ __all__ = [
     "Crown",
     "CrownIBP",
     "Gaussian",
+    "GaussianHeads",
     "Interval",
     "Likelihood",
     "LikelihoodBounds",

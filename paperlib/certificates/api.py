@@ -37,7 +37,8 @@ def elbo_bounds(
         target: "perturbed": the likelihood of x' itself, whose box is the input's; "clean": the likelihood of x.
 
     Raises:
-        ValueError: x outside the data range or not finite, misfitting shapes or dtypes, an unknown method or target;
+        ValueError: x outside the data range or not finite, misfitting shapes or dtypes, an unknown method or target, a
+            ball with targets that the likelihood does not explain (Bernoulli: those in [0, 1]);
             with `sound`, arithmetic that rounds in ways without a bound (TF32, bfloat16), or "exact".
         UnsupportedLayerError: a layer or a likelihood without the rules that the method needs.
         NotImplementedError: a likelihood whose bounds lack a part that the method needs.

@@ -126,7 +126,11 @@ def chunk_size(vae: VAE, x: Tensor, noise: Tensor, method: str | Method, memory:
     probe, layer_sizes = vae.in_float64(), [x[:1].numel()]
     for layer in probe.modules():
         if not any(layer.children()):
-            layer.register_forward_hook(lambda _layer, _inputs, output: layer_sizes.append(output.numel()))
+            layer.register_forward_hook(
+                lambda _layer, _inputs, output: layer_sizes.extend(
+                    part.numel() for part in ([output] if isinstance(output, Tensor) else output)
+                )
+            )
     elbo(probe, x[:1].double(), noise[:1].double())
     use = find_method(method).memory(vae, layer_sizes)
     size = (memory * 2**30 / 8 - use.fixed) / use.per_image

@@ -13,7 +13,7 @@ from torch import Tensor
 from paperlib.bounds.interval import Interval
 from paperlib.certificates.float_sound import SoundBounds
 from paperlib.certificates.intervals import IntervalBounds, target_box
-from paperlib.models.elbo import Target, check_inputs, check_target, explain_misfit
+from paperlib.models.elbo import Target, check_inputs, check_target, check_targets, explain_misfit
 from paperlib.models.vae import VAE
 from paperlib.threats.balls import LinfBall
 
@@ -100,9 +100,11 @@ class Problem:
         """The problem of `elbo_bounds` with its arguments. Raises as documented there."""
         check_target(target)
         check_inputs(vae, x, noise)
+        box = ball.box(x)
+        targets = target_box(target, box, x)
+        check_targets(vae, *targets)
         with explain_misfit(x):
             if sound:
                 deployed = SoundBounds.of(vae, x, ball, noise, target)
                 return cls(deployed.network, noise.double(), deployed.bounds, deployed)
-            box = ball.box(x)
-            return cls(vae, noise, IntervalBounds.of(vae, box, noise, target_box(target, box, x)))
+            return cls(vae, noise, IntervalBounds.of(vae, box, noise, targets))
