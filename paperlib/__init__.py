@@ -14,6 +14,7 @@ from paperlib.certificates.expected import certify_expected
 from paperlib.certificates.ibp import IBP
 from paperlib.certificates.likelihood_bounds import LikelihoodBounds, likelihood_bounds
 from paperlib.certificates.method import METHODS, Method
+from paperlib.data.arrays import Dataset
 from paperlib.data.datasets import load_dataset
 from paperlib.models.elbo import elbo
 from paperlib.models.likelihood import Bernoulli, Gaussian, Likelihood
@@ -36,6 +37,7 @@ __all__ = [
     "BranchAndBound",
     "Crown",
     "CrownIBP",
+    "Dataset",
     "Gaussian",
     "GaussianHeads",
     "Interval",

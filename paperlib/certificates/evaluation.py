@@ -9,6 +9,7 @@ from torch import Tensor
 
 from paperlib.certificates.method import Method, find_method
 from paperlib.models.elbo import Target, elbo, elbo_terms
+from paperlib.models.gaussian import collapse_warning
 from paperlib.models.vae import VAE
 from paperlib.runtime.distributed import distributed_map
 from paperlib.runtime.numbers import rounded_down, with_error
@@ -183,12 +184,17 @@ def check_sandwich(rows: pd.DataFrame) -> None:
 
 
 def summary(rows: pd.DataFrame) -> str:
-    """The rows of `certify` as lines to print: means over images with standard errors; certificates rounded down."""
+    """The rows of `certify` as lines to print: means over images with standard errors; certificates rounded down.
+
+    The last line warns of a posterior that has collapsed, see `collapse_warning`.
+    """
     images = rows.groupby("index")[["clean", "log_likelihood", "kl", "attacked", "certified"]].mean()
     mean, error = images.mean(), images.sem()
     parts = f"log-likelihood {mean['log_likelihood']:.1f}, KL {mean['kl']:.1f}"
-    lines = [f"clean      {with_error(mean['clean'], error['clean'])}  ({parts})"]
+    lines = [f"clean      {with_error(mean['clean'], error['clean'])} nats  ({parts})"]
     if rows["attacked"].notna().all():
-        lines.append(f"attacked   {with_error(mean['attacked'], error['attacked'])}")
-    lines.append(f"certified  {rounded_down(mean['certified'])} ± {error['certified']:.1f}")
+        lines.append(f"attacked   {with_error(mean['attacked'], error['attacked'])} nats")
+    lines.append(f"certified  {rounded_down(mean['certified'])} ± {error['certified']:.1f} nats")
+    if warning := collapse_warning(mean["kl"]):
+        lines.append(f"warning: {warning}")
     return "\n".join(lines)
