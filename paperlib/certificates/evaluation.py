@@ -1,6 +1,7 @@
 """Rows per example: the clean, the attacked and the certified ELBO, and the check that they are in this order."""
 
 import copy
+from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
@@ -25,7 +26,6 @@ class SandwichViolationError(AssertionError):
     """certified <= attacked <= clean fails by more than float64 rounding, or a value is not finite."""
 
 
-@torch.no_grad()
 def certify(
     vae: VAE,
     x: Tensor,
@@ -64,6 +64,33 @@ def certify(
         SandwichViolationError: certified <= attacked <= clean does not hold; shows the first row that breaks it.
         ValueError, UnsupportedLayerError: as `elbo_bounds`.
     """
+    how: dict[str, Any] = {"attack": attack, "target": target, "method": method, "sound": sound, "memory": memory}
+    return evaluate(vae, x, ball, noise, **how).rows
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The rows of `certify`, and what the attack made of each of them: [rows, *data_shape], float64 on the CPU."""
+
+    rows: pd.DataFrame
+    x_adv: Tensor | None
+
+
+@torch.no_grad()
+def evaluate(
+    vae: VAE,
+    x: Tensor,
+    ball: LinfBall,
+    noise: Tensor,
+    *,
+    attack: dict[str, Any] | None,
+    target: Target,
+    method: str | Method,
+    sound: bool,
+    memory: float,
+    keep: bool = False,
+) -> Evaluation:
+    """`certify`, with the attacked examples beside its rows if they are to be kept. Arguments and errors as there."""
     method = find_method(method)
     deployed = copy.deepcopy(vae).eval()
     vae = vae.in_float64()
@@ -77,25 +104,26 @@ def certify(
     chunks = [(draw, start) for draw in range(len(draws)) for start in range(0, len(x), size)]
     attacks = dict(zip(chunks, _attacks(attack, len(chunks), x.device), strict=True))
 
-    def rows_of(chunk: tuple[int, int]) -> pd.DataFrame:
+    def rows_of(chunk: tuple[int, int]) -> tuple[pd.DataFrame, Tensor | None]:
         number, start = chunk
         part, part_noise = x[start : start + size], draws[number, start : start + size]
-        frame = _rows(vae, part.double(), ball, part_noise.double(), attacks[chunk], target)
+        frame, x_adv = _rows(vae, part.double(), ball, part_noise.double(), attacks[chunk], target)
         certified = method.lower(bounded, part.to(dtype), ball, part_noise.to(dtype), target, sound)
         frame["certified"] = certified.cpu().numpy()
         frame.insert(0, "index", range(start, start + len(frame)))
         frame.insert(1, "draw", number)
-        return frame
+        return frame, x_adv.cpu() if keep and x_adv is not None else None
 
-    frames = []
+    frames, attacked = [], []
     name = f"{'certify' if attack is None else 'attack and certify'} eps={ball.eps:g}"
     with Progress(name, len(draws) * len(x)) as progress:
-        for frame in distributed_map(rows_of, chunks):
+        for frame, x_adv in distributed_map(rows_of, chunks):
             frames.append(frame)
+            attacked += [] if x_adv is None else [x_adv]
             progress.step(len(frame))
     rows = pd.concat(frames, ignore_index=True)
     check_sandwich(rows)
-    return rows
+    return Evaluation(rows, torch.cat(attacked) if attacked else None)
 
 
 def evaluation_noise(count: int, latent_dim: int, draws: int = 1, seed: int = NOISE_SEED) -> Tensor:
@@ -149,7 +177,8 @@ def _attacks(attack: dict[str, Any] | None, count: int, device: torch.device) ->
 
 def _rows(
     vae: VAE, x: Tensor, ball: LinfBall, noise: Tensor, attack: dict[str, Any] | None, target: Target
-) -> pd.DataFrame:
+) -> tuple[pd.DataFrame, Tensor | None]:
+    x_adv = None
     log_likelihood, kl = elbo_terms(vae, x, noise, x)
     columns = {"eps": ball.eps, "clean": log_likelihood - kl, "log_likelihood": log_likelihood, "kl": kl}
     if attack is None:
@@ -162,9 +191,8 @@ def _rows(
             "attacked_log_likelihood": log_likelihood,
             "attacked_kl": kl,
         }
-    return pd.DataFrame(
-        {k: v.cpu().numpy() if isinstance(v, Tensor) else v for k, v in columns.items()}, index=range(len(x))
-    )
+    table = {k: v.cpu().numpy() if isinstance(v, Tensor) else v for k, v in columns.items()}
+    return pd.DataFrame(table, index=range(len(x))), x_adv
 
 
 def check_sandwich(rows: pd.DataFrame) -> None:

@@ -1,4 +1,4 @@
-"""What could end a training in the middle of it, found before its first step."""
+"""What could end a training in the middle of it is met before its first step."""
 
 import torch
 from torch import Tensor

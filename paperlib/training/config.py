@@ -41,7 +41,7 @@ class TrainConfig:
     data_shape: tuple[int, ...] = (784,)  # Shape of one example.
     hidden: tuple[int, ...] = (512,)  # Widths of the encoder's hidden layers, which the decoder mirrors.
     latent_dim: int = 20  # Number of latent coordinates.
-    likelihood: Literal["bernoulli", "gaussian"] = "bernoulli"  # Of the data, given the decoder's output.
+    likelihood: Literal["bernoulli", "gaussian"] = "bernoulli"  # Density of the data, given the decoder's output.
     scale: float = 1.0  # Standard deviation of the Gaussian likelihood, in data units.
     target: Literal["perturbed", "clean"] = "perturbed"  # Which input the decoder must explain.
     eps: float = 0.1  # Radius of the ball, in data units (pixels in [0, 1]).

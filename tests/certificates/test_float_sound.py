@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from paperlib import (
     VAE,
-    Bernoulli,
     Gaussian,
     Interval,
     LinfBall,

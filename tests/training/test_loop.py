@@ -427,9 +427,7 @@ def test_a_tensor_or_an_array_is_a_data_set_of_pixels(kind: type) -> None:
     given = x if kind is Tensor else x.double().numpy()
     expected = train(CONFIG, data=stripes(), device="cpu")
     assert torch.equal(weights(train(CONFIG, data=given, device="cpu").vae), weights(expected.vae))
-    with pytest.raises(
-        ValueError, match=r"own data: x must be .*give their range as low and high"
-    ):
+    with pytest.raises(ValueError, match=r"own data: x must be .*give their range as low and high"):
         train(CONFIG, data=2 * given, device="cpu")
 
 
