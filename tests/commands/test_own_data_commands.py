@@ -222,8 +222,8 @@ def test_a_collapsed_posterior_is_said_in_a_line_of_its_own(capsys: pytest.Captu
 def test_each_flag_is_explained_in_a_sentence(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert status(command, "--help") == 0
     own = capsys.readouterr().out.partition("grid options")[0]  # those of a grid are explained by train
-    inside = "\n".join(line.strip("│ ") for line in own.splitlines() if line.startswith("│"))
-    flags = re.findall(r"^(--\S+)(.*?)(?=^--|\Z)", inside, re.DOTALL | re.MULTILINE)
+    inside = "\n".join(line.strip("│ ") for line in own.splitlines())
+    flags = re.findall(r"^(--[a-z]\S*)(.*?)(?=^--[a-z]|\Z)", inside, re.DOTALL | re.MULTILINE)
     assert len(flags) > 4
     for flag, explained in flags:
         sentence, default, _ = " ".join(explained.split()).partition(" (default:")
