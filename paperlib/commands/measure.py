@@ -100,7 +100,7 @@ class Measure(Command):
                 method=method,
                 sound=sound,
                 memory=self.memory,
-                keep=True,
+                keep=self.keeps,
             )
             seconds = perf_counter() - start
             say(f"{summary(evaluated.rows)}\n{seconds:.1f} seconds")  # first: what follows may fail on a full disk
@@ -119,6 +119,11 @@ class Measure(Command):
             raise ValueError(f"the model was trained on data of your own, {name}: give the test examples by --data")
         test = load_dataset(name, "test")
         return test, data_origin(test.name)
+
+    @property
+    def keeps(self) -> bool:
+        """Whether attacked examples are kept for `keep`."""
+        return False
 
     def check(self, output: Path, test: Dataset) -> None:
         """Raises, before any work, what would prevent the results from being written."""
@@ -154,6 +159,10 @@ class Attack(Measure):
     def run(self) -> None:
         self.measure("attack", {"steps": self.steps, "restarts": self.restarts}, find_method("ibp"))
 
+    @property
+    def keeps(self) -> bool:
+        return self.save is not None or self.picture is not None
+
     def check(self, output: Path, test: Dataset) -> None:
         files = [output, *(path for path in (self.save, self.picture) if path is not None)]
         if len({path.absolute() for path in files}) < len(files):
@@ -165,7 +174,8 @@ class Attack(Measure):
 
     def keep(self, evaluated: Evaluation, x: Tensor, noise: Tensor, test: Dataset, header: dict[str, Any]) -> None:
         rows, x_adv = evaluated.rows, evaluated.x_adv
-        assert x_adv is not None
+        if x_adv is None:
+            return
         if self.save is not None:
             places = {name: torch.from_numpy(rows[name].to_numpy(copy=True)) for name in ("index", "draw")}
             tensors = {"x": x, "x_adv": x_adv, "noise": noise.flatten(0, 1), **places}

@@ -52,7 +52,8 @@ class Dataset:
             LinfBall(0.0, low, high).check(x)
         except ValueError as error:
             raise ValueError(f"{name}: {error}; scale the data, or give their range as low and high") from error
-        classes = None if y is None else torch.as_tensor(y).long()
+        classes = torch.from_numpy(np.array(y, dtype=np.int64)) if isinstance(y, np.ndarray) else y
+        classes = None if classes is None else classes.long()
         for field, value in {"name": name, "x": x, "y": classes, "low": low, "high": high}.items():
             object.__setattr__(self, field, value)
 

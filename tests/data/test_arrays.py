@@ -34,9 +34,13 @@ def test_whole_numbers_become_float32_and_are_not_scaled(kind: Any) -> None:
 
 def test_an_array_that_cannot_be_written_is_copied() -> None:
     frozen = np.zeros((3, 2), dtype=np.float32)
-    frozen.flags.writeable = False
-    Dataset("frozen", frozen).x.fill_(1)
-    assert not frozen.any()
+    classes = np.zeros(3, dtype=np.int64)
+    frozen.flags.writeable = classes.flags.writeable = False
+    data = Dataset("frozen", frozen, classes)
+    for tensor in (data.x, data.y):
+        assert tensor is not None
+        tensor.fill_(1)
+    assert not frozen.any() and not classes.any()
 
 
 def test_the_ends_of_a_float64_array_are_its_range_in_every_precision() -> None:
