@@ -15,10 +15,11 @@ from paperlib.certificates.expected import certify_expected
 from paperlib.certificates.ibp import IBP
 from paperlib.certificates.likelihood_bounds import LikelihoodBounds, likelihood_bounds
 from paperlib.certificates.method import METHODS, Method
+from paperlib.data.arrays import Dataset
 from paperlib.data.datasets import load_dataset
 from paperlib.models.elbo import elbo
 from paperlib.models.likelihood import Bernoulli, Gaussian, Likelihood
-from paperlib.models.vae import VAE, conv_vae, mlp_vae
+from paperlib.models.vae import VAE, GaussianHeads, conv_vae, mlp_vae
 from paperlib.threats.attacks import fgsm, pgd
 from paperlib.threats.balls import LinfBall
 from paperlib.training.checkpoint import load, save
@@ -37,7 +38,9 @@ __all__ = [
     "BranchAndBound",
     "Crown",
     "CrownIBP",
+    "Dataset",
     "Gaussian",
+    "GaussianHeads",
     "Interval",
     "Likelihood",
     "LikelihoodBounds",

@@ -21,7 +21,8 @@ from typing import Any, Literal
 
 import tyro
 
-from paperlib.data.datasets import DataError, checksum, data_root, resolve
+from paperlib.data.arrays import DataError
+from paperlib.data.datasets import checksum, data_root, resolve
 from paperlib.paper.results import ROOT, home
 from paperlib.runtime.parallel import cores
 from scripts.nbfile import NotebookError

@@ -64,10 +64,12 @@ def test_train_keeps_model_and_history_under_the_digest(here: Path, capsys: pyte
     noise = torch.randn(409, 4, generator=torch.Generator().manual_seed(CONFIG.seed))
     rows = certify(vae, x, data.ball(0.05), noise)
     np.testing.assert_allclose(rows["certified"].mean(), history["certified"].iloc[-1], rtol=1e-5)
-    first, last = capsys.readouterr().out.splitlines()
+    first, last, *warning = capsys.readouterr().out.splitlines()
+    assert len(warning) == (history["kl"].iloc[-1] < 0.5)
     assert first == f"training {CONFIG.digest} on two-moons"
-    assert last.startswith(f"{CONFIG.digest}: clean {history['clean'].iloc[-1]:.1f}, certified ")
-    assert f"certified {rounded_down(history['certified'].iloc[-1])} at eps 0.05" in last
+    end = history.iloc[-1]
+    assert last.startswith(f"{CONFIG.digest}: clean {end['clean']:.1f} nats, KL {end['kl']:.1f} nats, certified ")
+    assert f"certified {rounded_down(end['certified'])} nats at eps 0.05 in data units" in last
     assert last.endswith(f"see {Path('runs') / CONFIG.digest / 'model.safetensors'} and history.csv")
 
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
@@ -86,7 +88,10 @@ def test_every_field_of_the_configuration_is_a_flag(capsys: pytest.CaptureFixtur
 @pytest.mark.parametrize(
     ("command", "words"),
     [
-        ("train", ["python -m paperlib train", "torchrun --nproc-per-node N", "--folder", "pixels in [0, 1]"]),
+        (
+            "train",
+            ["python -m paperlib train", "torchrun --nproc-per-node N", "--folder", "pixels in [0, 1]"],
+        ),
         ("attack", ["python -m paperlib attack", "MODEL.safetensors", "--restarts", "--draws", "no guarantee"]),
         ("certify", ["python -m paperlib certify", "--method {ibp,crown-ibp,crown,exact,best}", "--sound", "torchrun"]),
         ("certify", ["--alpha-steps"]),
@@ -117,6 +122,12 @@ def test_without_a_command_or_with_an_unknown_one_all_are_listed(capsys: pytest.
         assert [name for name in COMMANDS if name not in text] == [] and "Traceback" not in text
 
 
+def only(pattern: str, model: Path) -> Path:
+    """The one file of such a name beside the model."""
+    (path,) = model.parent.glob(pattern)
+    return path
+
+
 def test_certify_writes_its_rows_beside_the_model_and_prints_their_means(
     model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -124,7 +135,7 @@ def test_certify_writes_its_rows_beside_the_model_and_prints_their_means(
     assert (
         status("certify", model, "--eps", 0.02, "--images", 9, *noisy, "--method", "crown-ibp", "--alpha-steps", 1) == 0
     )
-    path = model.with_name("model_crown-ibp_0.02.csv")
+    path = only("model_crown-ibp_0.02_*.csv", model)
     rows = read_rows(path)
     test = load_dataset("two-moons", "test")
     noise, ball = evaluation_noise(9, 4, draws=2, seed=5), test.ball(0.02)
@@ -146,11 +157,14 @@ def test_certify_writes_its_rows_beside_the_model_and_prints_their_means(
         "sound": False,
     }
     mean = expected.groupby("index")[["clean", "log_likelihood", "kl", "certified"]].mean()
-    assert capsys.readouterr().out.splitlines() == [
-        f"{CONFIG.digest}: crown-ibp at eps 0.02, 9 test images of two-moons",
-        f"clean      {mean['clean'].mean():.1f} ± {mean['clean'].sem():.1f}  "
+    said = capsys.readouterr().out.splitlines()
+    assert said.pop(3).startswith("warning: the posterior has collapsed"), "that of a model without training"
+    assert said == [
+        f"{CONFIG.digest}: crown-ibp at eps 0.02 in data units, 9 test images of two-moons",
+        f"clean      {mean['clean'].mean():.1f} ± {mean['clean'].sem():.1f} nats  "
         f"(log-likelihood {mean['log_likelihood'].mean():.1f}, KL {mean['kl'].mean():.1f})",
-        f"certified  {rounded_down(mean['certified'].mean())} ± {mean['certified'].sem():.1f}",
+        f"certified  {rounded_down(mean['certified'].mean())} ± {mean['certified'].sem():.1f} nats",
+        f"{read_header(path)['seconds']:.1f} seconds",
         f"rows in {path}",
     ]
 
@@ -180,7 +194,7 @@ def test_steps_for_alpha_are_refused_by_methods_without_them(
 @pytest.mark.parametrize(("flags", "steps"), [([], 0), (["--alpha-steps", 2], 2)])
 def test_steps_for_alpha_reach_crown(flags: list[object], steps: int, model: Path) -> None:
     assert status("certify", model, "--eps", 0.02, "--images", 2, "--method", "crown", *flags) == 0
-    path = model.with_name("model_crown_0.02.csv")
+    path = only("model_crown_0.02_*.csv", model)
     test = load_dataset("two-moons", "test")
     expected = certify(load(model), test.x[:2], test.ball(0.02), evaluation_noise(2, 4), method=Crown(steps))
     pd.testing.assert_frame_equal(read_rows(path), expected, check_exact=True)
@@ -193,7 +207,8 @@ def test_every_method_is_offered_and_runs(model: Path, capsys: pytest.CaptureFix
     assert offered is not None and sorted(offered[1].split(",")) == sorted(METHODS)
     for method in METHODS:
         assert status("certify", model, "--eps", 0.02, "--images", 2, "--method", method) == 0
-        assert f"{CONFIG.digest}: {method} at eps 0.02, 2 test images of two-moons" in capsys.readouterr().out
+        said = f"{CONFIG.digest}: {method} at eps 0.02 in data units, 2 test images of two-moons\n"
+        assert capsys.readouterr().out.startswith(said)
 
 
 def test_the_noise_is_that_of_the_experiments(model: Path) -> None:
@@ -201,7 +216,7 @@ def test_the_noise_is_that_of_the_experiments(model: Path) -> None:
     draws = [torch.randn(10_000, 4, generator=torch.Generator().manual_seed(seed))[:7] for seed in (1, 2)]
     assert torch.equal(evaluation_noise(7, 4, draws=2), torch.stack(draws))
     assert status("certify", model, "--eps", 0.02, "--images", 2) == 0
-    assert read_header(model.with_name("model_ibp_0.02.csv"))["config"]["noise_seed"] == NOISE_SEED
+    assert read_header(only("model_ibp_0.02_*.csv", model))["config"]["noise_seed"] == NOISE_SEED
 
 
 def one_line(capsys: pytest.CaptureFixture[str]) -> str:
@@ -258,11 +273,26 @@ def test_a_model_that_cannot_be_measured_is_one_line(
         assert words in one_line(capsys)
 
 
-@pytest.mark.parametrize("flags", [["--eps", "-1"], ["--steps", "1.5"], ["--bound", "crown"], ["--stepps", "3"]])
+@pytest.mark.parametrize(
+    ("command", "flags", "words"),
+    [
+        ("train", ["--eps", "-1"], "TrainConfig.eps is out of range: -1.0"),
+        ("train", ["--hidden", "0"], "TrainConfig.hidden is out of range: (0,)"),
+        ("sweep", ["--kappa", "0.5", "2"], "TrainConfig.kappa is out of range: 2.0"),
+    ],
+)
+def test_a_value_out_of_range_is_one_line_without_words_of_the_parser(
+    command: str, flags: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert status(command, *flags) == 1
+    assert one_line(capsys) == f"error: {words}\n"
+
+
+@pytest.mark.parametrize("flags", [["--steps", "1.5"], ["--bound", "crown"], ["--stepps", "3"]])
 def test_flags_that_make_no_sense_are_named(flags: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert status("train", *flags) == 2
     error = capsys.readouterr().err
-    assert flags[0].strip("-") in error and "Traceback" not in error
+    assert flags[0].strip("-") in error and "Traceback" not in error and "tyro" not in error
 
 
 def test_sweep_takes_several_values_of_every_field_but_shapes(capsys: pytest.CaptureFixture[str]) -> None:
@@ -277,6 +307,7 @@ def test_sweep_takes_several_values_of_every_field_but_shapes(capsys: pytest.Cap
     assert folder == Path("grid") and how == {"images": 6, "jobs": 3, "cluster": False, "device": "auto"}
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "4 configurations in grid" and lines[-1] == f"rows in {Path('grid') / 'sweep.csv'}"
+    assert "in nats" in lines[-2] and "in data units" in lines[-2]
     assert lines[1].split() == ["digest", "eps", "seed", "clean", "kl", "ibp", "crown_ibp"]
     assert lines[2].split() == ["abc", "0.05", "0", "-100.0", "5.0", "-200.1", "-150.0"], "certificates rounded down"
 
@@ -324,7 +355,7 @@ def test_torchrun_shares_the_images_and_writes_once(model: Path) -> None:
     with started(*run, *flags, "--output", "shared.csv") as shared:
         output, error = shared.communicate(timeout=300)
     assert shared.returncode == 0, error
-    assert output.splitlines()[-1] == "rows in shared.csv" and len(output.splitlines()) == 4, "the first alone speaks"
+    assert output.splitlines()[-1] == "rows in shared.csv" and len(output.splitlines()) == 6, "the first alone speaks"
     pd.testing.assert_frame_equal(read_rows("shared.csv"), read_rows("alone.csv"), rtol=1e-12)
     assert read_header("shared.csv")["config"] == read_header("alone.csv")["config"]
 
@@ -332,7 +363,8 @@ def test_torchrun_shares_the_images_and_writes_once(model: Path) -> None:
 IMPORTS = """
 import sys
 import paperlib
-others = {"tyro", "ray", "pebble", "torchvision", "mlxtend", "matplotlib", "paperlib.__main__", "paperlib.paper"}
+others = {"tyro", "ray", "pebble", "torchvision", "mlxtend", "matplotlib"}
+others |= {"paperlib.__main__", "paperlib.commands", "paperlib.paper"}
 print(*others & set(sys.modules))
 """
 

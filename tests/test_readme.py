@@ -163,7 +163,7 @@ def example(word: str) -> str:
 
 
 def test_each_example_is_tried_here() -> None:
-    words = ("certified = certificate(", "certify_expected(", "interval_rule.register", "METHODS[")
+    words = ("certified = certificate(", "certify_expected(", "interval_rule.register", "METHODS[", "GaussianHeads(")
     assert sorted(map(example, words)) == sorted(EXAMPLES)
 
 
@@ -187,6 +187,18 @@ def test_the_example_for_ones_own_vae_runs_and_its_bounds_hold() -> None:
     assert (names["tight"].lower > names["bounds"].lower).all()
     assert list(names["rows"][["clean", "attacked", "certified"]].count()) == [100, 100, 100]
     assert len(names["worst"]) == 3 and (names["worst"]["bound"] < names["worst"]["mean"]).all()
+
+
+def test_the_example_for_ones_own_data_trains_an_own_model_and_certifies_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    exec(example("GaussianHeads("), names)
+    assert names["same"] is names["vae"] and names["reconstruction"].shape == names["x"].shape == (20, 30)
+    trained, same = names["trained"].state_dict(), names["same"].state_dict()
+    assert all(torch.equal(same[name], tensor) for name, tensor in trained.items())
+    assert (names["rows"]["certified"] <= names["rows"]["clean"]).all()
 
 
 def test_the_example_of_an_own_rule_registers_both() -> None:

@@ -16,7 +16,8 @@ import torch
 from beartype.roar import BeartypeCallHintViolation
 
 PACKAGE = Path(__file__).resolve().parents[1] / "paperlib"
-ROOMS = ("runtime", "bounds", "models", "threats", "data", "certificates", "training", "paper")  # from the ground up
+# from the ground up
+ROOMS = ("runtime", "bounds", "models", "threats", "data", "certificates", "training", "commands", "paper")
 NEVER = {("models", "bounds")}  # densities and networks know no bound, though bounds are further down
 LONGEST = 250  # lines of a file
 REASON = "one idea"  # what the docstring of a longer file says to explain itself
@@ -215,6 +216,7 @@ WRONG_TYPES = [
     ("data.datasets", "load_dataset", (5,)),
     ("certificates.api", "certificate", ("a model", torch.zeros(1, 2), 0.1, torch.zeros(1, 2))),
     ("training.loop", "train", ("a configuration",)),
+    ("commands.command", "say", (3,)),
     ("paper.tables", "markdown", ("a table",)),
 ]
 

@@ -51,6 +51,12 @@ def named_layers(module: nn.Module, name: str = "") -> Iterator[tuple[str, nn.Mo
         yield place, module
 
 
+_OF_LAYERS = (
+    ". Or let the module be a nn.Sequential of its layers, which is the only composition that rules see; "
+    "the last layer of an encoder with two heads is then paperlib.GaussianHeads(mean, log_var)"
+)
+
+
 def apply_rule(rules: Any, place: str, layer: nn.Module, box: Any) -> Any:
     """What the rule registered in `rules` for this type of layer says of it over an `Interval` of inputs.
 
@@ -69,6 +75,7 @@ def apply_rule(rules: Any, place: str, layer: nn.Module, box: Any) -> Any:
         raise UnsupportedLayerError(
             f"no {rules.__name__.replace('_', ' ')} for {place}{why}; register one with "
             f"@{rules.__name__}.register({type(layer).__name__}) on a function {rules.__doc__.splitlines()[0]}"
+            f"{_OF_LAYERS if any(True for _ in layer.children()) else ''}"
         )
     if getattr(layer, "inplace", False):
         box = box.map(torch.clone)  # the caller's box stays as it is

@@ -1,4 +1,12 @@
 """Bounds of the ELBO that no input of a perturbation set can pass."""
 
 # These modules register what they define: bounds of likelihoods, and methods with the words that stand for them.
-from paperlib.certificates import auto, bernoulli_bounds, branch_and_bound, crown, gaussian_bounds, ibp  # noqa: F401
+from paperlib.certificates import (  # noqa: F401
+    auto,
+    bernoulli_bounds,
+    branch_and_bound,
+    crown,
+    gaussian_bounds,
+    gaussian_heads,
+    ibp,
+)

@@ -43,7 +43,8 @@ def elbo_bounds(
 
     Raises:
         ArithmeticError: two bounds of one quantity contradict each other, as the precision is too low for the model.
-        ValueError: x outside the data range or not finite, misfitting shapes or dtypes, an unknown method or target;
+        ValueError: x outside the data range or not finite, misfitting shapes or dtypes, an unknown method or target, a
+            ball with targets that the likelihood does not explain (Bernoulli: those in [0, 1]);
             with `sound`, arithmetic that rounds in ways without a bound (TF32, bfloat16), or "exact".
         UnsupportedLayerError: a layer or a likelihood without the rules that the method needs.
         NotImplementedError: a likelihood whose bounds lack a part that the method needs.

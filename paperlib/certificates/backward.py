@@ -121,12 +121,18 @@ def _relax(
     )
 
 
-def linear_lower(relaxed: RelaxedVAE, alpha_steps: int = 0) -> Tensor:
-    """A lower bound of the ELBO over the box, [batch], in nats; the best that `alpha_steps` steps for alpha meet."""
+def linear_lower(relaxed: RelaxedVAE, alpha_steps: int = 0, beta: float = 1.0) -> Tensor:
+    """A lower bound of the ELBO over the box, [batch], in nats; the best that `alpha_steps` steps for alpha meet.
+
+    Or one of  log p - beta * KL  for any beta >= 0.
+    """
     bounds = relaxed.bounds
     fit = bounds_of(relaxed.vae.likelihood).linear_below(bounds.output, bounds.target)
-    negative_kl = posterior_bounds.negative_kl_below(bounds.mean, bounds.log_var)
-    return optimize_alpha(partial(backward_elbo_bound, relaxed, 1.0, fit, negative_kl), alpha_steps)
+    mean_term, log_var_term = (
+        LinearFunction(beta * term.slope, beta * term.offset)
+        for term in posterior_bounds.negative_kl_below(bounds.mean, bounds.log_var)
+    )
+    return optimize_alpha(partial(backward_elbo_bound, relaxed, 1.0, fit, (mean_term, log_var_term)), alpha_steps)
 
 
 def linear_upper(relaxed: RelaxedVAE, alpha_steps: int = 0) -> Tensor:

@@ -22,7 +22,7 @@ from paperlib.certificates.crown import slack
 from paperlib.certificates.intervals import IntervalBounds, elbo_lower, elbo_upper, target_box
 from paperlib.certificates.method import METHODS, MemoryUse, Method
 from paperlib.certificates.zonotope import ROWS, refine
-from paperlib.models.elbo import Target, check_inputs, check_target, explain_misfit, unchecked_elbo
+from paperlib.models.elbo import Target, check_inputs, check_target, check_targets, explain_misfit, unchecked_elbo
 from paperlib.models.vae import VAE
 from paperlib.threats.balls import LinfBall
 
@@ -67,8 +67,10 @@ class BranchAndBound(Method):
         check_target(target)
         check_inputs(vae, x, noise)
         box = ball.box(x)
+        targets = target_box(target, box, x)
+        check_targets(vae, *targets)
         with explain_misfit(x):
-            return exact_bounds(vae, box, noise, target_box(target, box, x), self.tol, self.time_limit)
+            return exact_bounds(vae, box, noise, targets, self.tol, self.time_limit)
 
     def memory(self, vae: VAE, layer_sizes: Sequence[int]) -> MemoryUse:
         return MemoryUse(per_image=max(ROWS, 2 * vae.latent_dim) * sum(layer_sizes))

@@ -57,8 +57,8 @@ class CrownIBP(TrainableMethod):
         return bounds if relaxed.bounds is problem.bounds else bounds.intersect(problem.interval_elbo)
 
     def lower_over(self, problem: Problem) -> Tensor:
-        relaxed = self.relax(problem)
-        interval, linear = elbo_lower(relaxed.vae, relaxed.bounds), linear_lower(relaxed, self.alpha_steps)
+        relaxed, beta = self.relax(problem), problem.beta
+        interval, linear = elbo_lower(relaxed.vae, relaxed.bounds, beta), linear_lower(relaxed, self.alpha_steps, beta)
         lower = torch.fmax(interval, linear - slack(linear, interval))  # a NaN bounds nothing
         if relaxed.deployed is not None:
             lower = lower - relaxed.value_rounding

@@ -1,6 +1,7 @@
 """Rows per example: the clean, the attacked and the certified ELBO, and the check that they are in this order."""
 
 import copy
+from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from paperlib.certificates.method import Method, find_method
 from paperlib.models.elbo import Target, elbo, elbo_terms
+from paperlib.models.gaussian import collapse_warning
 from paperlib.models.vae import VAE
 from paperlib.runtime.distributed import distributed_map
 from paperlib.runtime.inference import outside_inference_mode
@@ -26,7 +28,6 @@ class SandwichViolationError(AssertionError):
 
 
 @outside_inference_mode
-@torch.no_grad()
 def certify(
     vae: VAE,
     x: Tensor,
@@ -65,6 +66,33 @@ def certify(
         SandwichViolationError: certified <= attacked <= clean does not hold; shows the first row that breaks it.
         ValueError, UnsupportedLayerError: as `elbo_bounds`.
     """
+    how: dict[str, Any] = {"attack": attack, "target": target, "method": method, "sound": sound, "memory": memory}
+    return evaluate(vae, x, ball, noise, **how).rows
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The rows of `certify`, and what the attack made of each of them: [rows, *data_shape], float64 on the CPU."""
+
+    rows: pd.DataFrame
+    x_adv: Tensor | None
+
+
+@torch.no_grad()
+def evaluate(
+    vae: VAE,
+    x: Tensor,
+    ball: LinfBall,
+    noise: Tensor,
+    *,
+    attack: dict[str, Any] | None,
+    target: Target,
+    method: str | Method,
+    sound: bool,
+    memory: float,
+    keep: bool = False,
+) -> Evaluation:
+    """`certify`, with the attacked examples beside its rows if they are to be kept. Arguments and errors as there."""
     method = find_method(method)
     deployed = copy.deepcopy(vae).eval()
     vae = vae.in_float64()
@@ -78,25 +106,26 @@ def certify(
     chunks = [(draw, start) for draw in range(len(draws)) for start in range(0, len(x), size)]
     attacks = dict(zip(chunks, _attacks(attack, len(chunks), x.device), strict=True))
 
-    def rows_of(chunk: tuple[int, int]) -> pd.DataFrame:
+    def rows_of(chunk: tuple[int, int]) -> tuple[pd.DataFrame, Tensor | None]:
         number, start = chunk
         part, part_noise = x[start : start + size], draws[number, start : start + size]
-        frame = _rows(vae, part.double(), ball, part_noise.double(), attacks[chunk], target)
+        frame, x_adv = _rows(vae, part.double(), ball, part_noise.double(), attacks[chunk], target)
         certified = method.lower(bounded, part.to(dtype), ball, part_noise.to(dtype), target, sound)
         frame["certified"] = certified.cpu().numpy()
         frame.insert(0, "index", range(start, start + len(frame)))
         frame.insert(1, "draw", number)
-        return frame
+        return frame, x_adv.cpu() if keep and x_adv is not None else None
 
-    frames = []
+    frames, attacked = [], []
     name = f"{'certify' if attack is None else 'attack and certify'} eps={ball.eps:g}"
     with Progress(name, len(draws) * len(x)) as progress:
-        for frame in distributed_map(rows_of, chunks):
+        for frame, x_adv in distributed_map(rows_of, chunks):
             frames.append(frame)
+            attacked += [] if x_adv is None else [x_adv]
             progress.step(len(frame))
     rows = pd.concat(frames, ignore_index=True)
     check_sandwich(rows)
-    return rows
+    return Evaluation(rows, torch.cat(attacked) if attacked else None)
 
 
 def evaluation_noise(count: int, latent_dim: int, draws: int = 1, seed: int = NOISE_SEED) -> Tensor:
@@ -128,7 +157,11 @@ def chunk_size(vae: VAE, x: Tensor, noise: Tensor, method: str | Method, memory:
     probe, layer_sizes = vae.in_float64(), [x[:1].numel()]
     for layer in probe.modules():
         if not any(layer.children()):
-            layer.register_forward_hook(lambda _layer, _inputs, output: layer_sizes.append(output.numel()))
+            layer.register_forward_hook(
+                lambda _layer, _inputs, output: layer_sizes.extend(
+                    part.numel() for part in ([output] if isinstance(output, Tensor) else output)
+                )
+            )
     elbo(probe, x[:1].double(), noise[:1].double())
     use = find_method(method).memory(vae, layer_sizes)
     size = (memory * 2**30 / 8 - use.fixed) / use.per_image
@@ -146,7 +179,8 @@ def _attacks(attack: dict[str, Any] | None, count: int, device: torch.device) ->
 
 def _rows(
     vae: VAE, x: Tensor, ball: LinfBall, noise: Tensor, attack: dict[str, Any] | None, target: Target
-) -> pd.DataFrame:
+) -> tuple[pd.DataFrame, Tensor | None]:
+    x_adv = None
     log_likelihood, kl = elbo_terms(vae, x, noise, x)
     columns = {"eps": ball.eps, "clean": log_likelihood - kl, "log_likelihood": log_likelihood, "kl": kl}
     if attack is None:
@@ -159,9 +193,8 @@ def _rows(
             "attacked_log_likelihood": log_likelihood,
             "attacked_kl": kl,
         }
-    return pd.DataFrame(
-        {k: v.cpu().numpy() if isinstance(v, Tensor) else v for k, v in columns.items()}, index=range(len(x))
-    )
+    table = {k: v.cpu().numpy() if isinstance(v, Tensor) else v for k, v in columns.items()}
+    return pd.DataFrame(table, index=range(len(x))), x_adv
 
 
 def check_sandwich(rows: pd.DataFrame) -> None:
@@ -181,12 +214,17 @@ def check_sandwich(rows: pd.DataFrame) -> None:
 
 
 def summary(rows: pd.DataFrame) -> str:
-    """The rows of `certify` as lines to print: means over images with standard errors; certificates rounded down."""
+    """The rows of `certify` as lines to print: means over images with standard errors; certificates rounded down.
+
+    The last line warns of a posterior that has collapsed, see `collapse_warning`.
+    """
     images = rows.groupby("index")[["clean", "log_likelihood", "kl", "attacked", "certified"]].mean()
     mean, error = images.mean(), images.sem()
     parts = f"log-likelihood {mean['log_likelihood']:.1f}, KL {mean['kl']:.1f}"
-    lines = [f"clean      {with_error(mean['clean'], error['clean'])}  ({parts})"]
+    lines = [f"clean      {with_error(mean['clean'], error['clean'])} nats  ({parts})"]
     if rows["attacked"].notna().all():
-        lines.append(f"attacked   {with_error(mean['attacked'], error['attacked'])}")
-    lines.append(f"certified  {rounded_down(mean['certified'])} ± {error['certified']:.1f}")
+        lines.append(f"attacked   {with_error(mean['attacked'], error['attacked'])} nats")
+    lines.append(f"certified  {rounded_down(mean['certified'])} ± {error['certified']:.1f} nats")
+    if warning := collapse_warning(mean["kl"]):
+        lines.append(f"warning: {warning}")
     return "\n".join(lines)

@@ -76,10 +76,13 @@ def target_box(target: Target, box: Interval, x: Tensor) -> Interval:
     return box if target == "perturbed" else Interval(x, x)
 
 
-def elbo_lower(vae: VAE, bounds: IntervalBounds) -> Tensor:
-    """A lower bound of the ELBO from the boxes of both its terms, [batch], nats: lower(log p) - upper(KL)."""
+def elbo_lower(vae: VAE, bounds: IntervalBounds, beta: float = 1.0) -> Tensor:
+    """A lower bound of the ELBO from the boxes of both its terms, [batch], nats: lower(log p) - upper(KL).
+
+    Or one of  log p - beta * KL  for any beta >= 0.
+    """
     fit = bounds_of(vae.likelihood).lower(bounds.output, bounds.target)
-    return (fit - posterior_bounds.kl_upper(bounds.mean, bounds.log_var)).nan_to_num(-INF, INF, -INF)
+    return (fit - beta * posterior_bounds.kl_upper(bounds.mean, bounds.log_var)).nan_to_num(-INF, INF, -INF)
 
 
 def elbo_upper(vae: VAE, bounds: IntervalBounds) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor
 from paperlib.bounds.box import Interval
 from paperlib.certificates.float_sound import SoundBounds
 from paperlib.certificates.intervals import IntervalBounds, elbo_lower, elbo_upper, target_box
-from paperlib.models.elbo import Target, check_inputs, check_target, explain_misfit
+from paperlib.models.elbo import Target, check_inputs, check_target, check_targets, explain_misfit
 from paperlib.models.vae import VAE
 from paperlib.threats.balls import LinfBall
 
@@ -65,7 +65,9 @@ class TrainableMethod(Method):
 
     @abstractmethod
     def lower_over(self, problem: "Problem") -> Tensor:
-        """The lower end over boxes that are made already, [batch]: for inner loops, which check nothing."""
+        """A lower bound of  log p - problem.beta * KL  over boxes that are made already, [batch], so at beta = 1 of the
+        ELBO: for inner loops, which check nothing.
+        """
 
 
 METHODS: dict[str, Method] = {}  # by the word that stands for each wherever a method is asked for
@@ -91,6 +93,7 @@ class Problem:
     noise: Tensor  # [batch, latent_dim]
     bounds: IntervalBounds
     sound: SoundBounds | None = None  # None: real arithmetic; else `vae` and `noise` are in float64
+    beta: float = 1.0  # weight of the KL, not negative; only training asks for another than 1, and never with `sound`
 
     @property
     def interval_elbo(self) -> Interval:
@@ -101,7 +104,7 @@ class Problem:
     @property
     def interval_elbo_lower(self) -> Tensor:
         """The lower end of `interval_elbo` alone, [batch], nats: all that training needs."""
-        lower = elbo_lower(self.vae, self.bounds)
+        lower = elbo_lower(self.vae, self.bounds, self.beta)
         return lower if self.sound is None else lower - self.sound.value_rounding
 
     @classmethod
@@ -109,9 +112,11 @@ class Problem:
         """The problem of `elbo_bounds` with its arguments. Raises as documented there."""
         check_target(target)
         check_inputs(vae, x, noise)
+        box = ball.box(x)
+        targets = target_box(target, box, x)
+        check_targets(vae, *targets)
         with explain_misfit(x):
             if sound:
                 deployed = SoundBounds.of(vae, x, ball, noise, target)
                 return cls(deployed.network, noise.double(), deployed.bounds, deployed)
-            box = ball.box(x)
-            return cls(vae, noise, IntervalBounds.of(vae, box, noise, target_box(target, box, x)))
+            return cls(vae, noise, IntervalBounds.of(vae, box, noise, targets))

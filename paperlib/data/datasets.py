@@ -9,7 +9,6 @@ import io
 import os
 import sys
 import zlib
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
@@ -17,10 +16,9 @@ from zipfile import BadZipFile
 
 import numpy as np
 import torch
-from torch import Tensor
 
+from paperlib.data.arrays import DataError, Dataset
 from paperlib.data.toys import TOYS, toy_points
-from paperlib.threats.balls import LinfBall
 
 CHECKSUMS = {
     "mnist": {
@@ -39,29 +37,6 @@ CHECKSUMS = {
 }
 
 Split = Literal["train", "test"]
-
-
-class DataError(ValueError):
-    """A data file is missing, truncated or altered; names the file, the expected and the found checksum."""
-
-
-@dataclass(frozen=True)
-class Dataset:
-    """x: float32 [count, *shape] in [low, high]; y: int64 [count], the class; name: what captions and rows must say."""
-
-    name: str
-    x: Tensor
-    y: Tensor
-    low: float = 0.0
-    high: float = 1.0
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return tuple(self.x.shape[1:])
-
-    def ball(self, eps: float) -> LinfBall:
-        """The l-infinity ball of this radius, clipped to the range of the data."""
-        return LinfBall(eps, self.low, self.high)
 
 
 def load_dataset(name: str, split: Split = "train") -> Dataset:

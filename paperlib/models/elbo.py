@@ -5,6 +5,7 @@ Shapes: x is [batch, *data_shape], noise is [batch, latent_dim], results are [ba
 the unperturbed x (denoising), and for `elbo` any tensor of the shape of x.
 """
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Literal
@@ -25,20 +26,22 @@ def elbo(vae: VAE, x: Tensor, noise: Tensor, target: Target | Tensor = "perturbe
     x passes that x as `target`.
 
     Raises:
-        ValueError: shapes or dtypes that do not fit, or x or noise not finite.
+        ValueError: shapes or dtypes that do not fit, x or noise not finite, a target that the likelihood does not
+            explain.
     """
     if isinstance(target, str):
         check_target(target)
         target = x
     check_inputs(vae, x, noise)
+    check_targets(vae, target)
     with explain_misfit(x):
         return unchecked_elbo(vae, x, noise, target)
 
 
-def unchecked_elbo(vae: VAE, x: Tensor, noise: Tensor, target: Tensor) -> Tensor:
-    """`elbo` for inner loops: checks shapes alone."""
+def unchecked_elbo(vae: VAE, x: Tensor, noise: Tensor, target: Tensor, beta: float = 1.0) -> Tensor:
+    """`elbo` for inner loops, or  log p - beta * KL:  checks shapes alone."""
     log_likelihood, kl = elbo_terms(vae, x, noise, target)
-    return log_likelihood - kl
+    return log_likelihood - beta * kl
 
 
 def elbo_terms(vae: VAE, x: Tensor, noise: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
@@ -71,6 +74,19 @@ def check_inputs(vae: VAE, x: Tensor, noise: Tensor) -> None:
         if not torch.isfinite(tensor).all():
             index = (~torch.isfinite(tensor)).nonzero()[0].tolist()
             raise ValueError(f"{name} is not finite at index {index}")
+
+
+def check_targets(vae: VAE, *targets: Tensor) -> None:
+    """Raises ValueError, naming both ranges, unless the likelihood explains all targets: once, before loops."""
+    low, high = vae.likelihood.support
+    if (low, high) == (-math.inf, math.inf):
+        return
+    ends = [end.item() for target in targets if target.numel() for end in target.aminmax()]
+    if ends and not low <= min(ends) <= max(ends) <= high:
+        raise ValueError(
+            f"{type(vae.likelihood).__name__} explains targets in [{low:g}, {high:g}], "
+            f"but these are in [{min(ends):g}, {max(ends):g}]: scale the data, or use a likelihood such as Gaussian"
+        )
 
 
 def check_shape(what: str, made: Tensor, name: str, given: Tensor, x: Tensor) -> None:

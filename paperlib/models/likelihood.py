@@ -17,6 +17,8 @@ from torch.nn import functional as F
 class Likelihood(nn.Module, ABC):
     """p(target | output), independent over the elements of an example."""
 
+    support: tuple[float, float] = (-math.inf, math.inf)  # the least and the largest target that it explains
+
     @abstractmethod
     def log_prob(self, output: Tensor, target: Tensor) -> Tensor:
         """log p(target | output) summed over all but the batch dimension: [batch], in nats."""
@@ -34,8 +36,11 @@ def sum_per_example(terms: Tensor) -> Tensor:
 class Bernoulli(Likelihood):
     """Independent Bernoulli pixels with the output as logit l: log p(t | l) = t * l - softplus(l), for t in [0, 1].
 
-    For grey values in between it is the usual unnormalised VAE objective.
+    For grey values in between it is the usual unnormalised VAE objective. For targets outside [0, 1] log p grows with
+    the logit without end, so they are refused wherever data come in, with no allowance.
     """
+
+    support = (0.0, 1.0)
 
     def log_prob(self, output: Tensor, target: Tensor) -> Tensor:
         return sum_per_example(target * output - softplus(output))

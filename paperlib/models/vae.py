@@ -2,6 +2,7 @@
 
 import copy
 import math
+import warnings
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -11,16 +12,46 @@ from torch import Tensor, nn
 from paperlib.models.likelihood import Bernoulli, Likelihood
 
 
+class GaussianHeads(nn.Module):
+    """The last layer of an encoder with two heads, as one layer that bounds can see: [batch, n] -> [batch, 2 * latent],
+    first the means and then the log-variances.
+
+    Args:
+        mean, log_var: linear layers of as many outputs as there are latents.
+
+    Raises:
+        ValueError: other layers, or different numbers of outputs.
+    """
+
+    def __init__(self, mean: nn.Linear, log_var: nn.Linear):
+        super().__init__()
+        if not (isinstance(mean, nn.Linear) and isinstance(log_var, nn.Linear)):
+            raise ValueError(f"the heads must be two nn.Linear, got {mean} and {log_var}")
+        if mean.out_features != log_var.out_features:
+            raise ValueError(f"the heads have {mean.out_features} means and {log_var.out_features} log-variances")
+        self.mean = mean
+        self.log_var = log_var
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([self.mean(x), self.log_var(x)], dim=-1)
+
+
 class VAE(nn.Module):
     """Kingma & Welling 2014 (arXiv 1312.6114): q(z|x) = N(mean, diag exp(log_var)), p(z) = N(0, I), p(x|z) as given.
 
+    Calling it gives the reconstruction, `forward`; the ELBO is `paperlib.elbo`.
+
     Args:
-        encoder: any module [batch, *data_shape] -> [batch, 2 * latent_dim], first the means and then the log-variances.
+        encoder: any module [batch, *data_shape] -> [batch, 2 * latent_dim], first the means and then the log-variances,
+            or -> (mean, log_var), each [batch, latent_dim].
         decoder: any module [batch, latent_dim] -> [batch, *data_shape], the raw output that the likelihood reads.
         likelihood: log p(x | decoder output).
         latent_dim: number of latent coordinates.
 
-    For certificates, encoder and decoder are built of layers with an interval rule (`paperlib.propagate`).
+    For certificates, encoder and decoder are built of layers with an interval rule (`paperlib.propagate`). No rule sees
+    what returns two tensors: an encoder with two heads is then a `nn.Sequential` that ends in `GaussianHeads`.
+
+    Warns of a decoder that ends in a Sigmoid before a Bernoulli, which reads its output as logits.
     """
 
     def __init__(self, encoder: nn.Module, decoder: nn.Module, likelihood: Likelihood, latent_dim: int):
@@ -29,17 +60,30 @@ class VAE(nn.Module):
         self.decoder = decoder
         self.likelihood = likelihood
         self.latent_dim = latent_dim
+        if isinstance(likelihood, Bernoulli) and isinstance(_last_layer(decoder, "decoder")[1], nn.Sigmoid):
+            warnings.warn(
+                f"{_last_layer(decoder, 'decoder')[0]} is a Sigmoid, but Bernoulli() reads the decoder's output as "
+                "logits and takes their sigmoid itself: leave that layer out",
+                stacklevel=2,
+            )
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log-variance of q(z|x), each [batch, latent_dim]."""
-        mean, log_var = self.encoder(x).chunk(2, dim=-1)
-        return mean, log_var
+        posterior = self.encoder(x)
+        parts = posterior.chunk(2, dim=-1) if isinstance(posterior, Tensor) else tuple(posterior)
+        if len(parts) != 2:
+            raise ValueError(f"the encoder must return mean and log-variance, or both in one tensor; got {len(parts)}")
+        return parts
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The expected data of the decoder at the posterior mean, [batch, *data_shape], with its gradient."""
+        mean, _ = self.encode(x)
+        return self.likelihood.mean(self.decoder(mean))
 
     @torch.no_grad()
     def reconstruct(self, x: Tensor) -> Tensor:
-        """The expected data of the decoder at the posterior mean, [batch, *data_shape]: what a picture shows."""
-        mean, _ = self.encode(x)
-        return self.likelihood.mean(self.decoder(mean))
+        """The same without a gradient: what a picture shows."""
+        return self(x)
 
     @torch.no_grad()
     def sample(self, count: int, generator: torch.Generator | None = None) -> Tensor:
@@ -51,6 +95,16 @@ class VAE(nn.Module):
     def in_float64(self) -> "VAE":
         """A copy in evaluation mode and double precision: the network that certificates and attacks speak about."""
         return copy.deepcopy(self).double().eval()
+
+
+def _last_layer(module: nn.Module, name: str) -> tuple[str, nn.Module]:
+    """The last layer of a possibly nested `nn.Sequential` that does more than reshape, and its place."""
+    if isinstance(module, nn.Sequential):
+        for child_name, child in reversed(module._modules.items()):
+            assert child is not None
+            if not isinstance(child, nn.Flatten | nn.Unflatten | nn.Identity):
+                return _last_layer(child, f"{name}.{child_name}")
+    return name, module
 
 
 def mlp_vae(

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from paperlib.certificates.evaluation import NOISE_SEED, certify
-from paperlib.data.datasets import Dataset
+from paperlib.data.arrays import Dataset
 from paperlib.models.elbo import elbo
 from paperlib.models.vae import VAE
 from paperlib.paper.mnist_training import EPS, EPS_GRID, SIZES, ModelAtRadius, models_at_radii, models_config

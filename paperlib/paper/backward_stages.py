@@ -15,7 +15,7 @@ from paperlib.certificates.backward import RelaxedLayer, RelaxedVAE, backward_pa
 from paperlib.certificates.crown import Crown, CrownIBP
 from paperlib.certificates.likelihood_bounds import bounds_of
 from paperlib.certificates.method import Problem
-from paperlib.data.datasets import Dataset
+from paperlib.data.arrays import Dataset
 from paperlib.models.elbo import elbo
 from paperlib.models.likelihood import sum_per_example
 from paperlib.models.vae import VAE

@@ -8,7 +8,7 @@ from torch import Tensor
 from paperlib.certificates.api import certificate
 from paperlib.certificates.evaluation import evaluation_noise
 from paperlib.certificates.intervals import IntervalBounds
-from paperlib.data.datasets import Dataset
+from paperlib.data.arrays import Dataset
 from paperlib.models import gaussian
 from paperlib.models.elbo import elbo
 from paperlib.models.vae import VAE

@@ -15,7 +15,7 @@ from paperlib.certificates.evaluation import NOISE_SEED, certify, evaluation_noi
 from paperlib.certificates.expected import certify_expected
 from paperlib.certificates.float_sound import SoundBounds
 from paperlib.certificates.intervals import IntervalBounds
-from paperlib.data.datasets import Dataset
+from paperlib.data.arrays import Dataset
 from paperlib.models.elbo import elbo
 from paperlib.models.vae import VAE
 from paperlib.paper.looseness import looseness

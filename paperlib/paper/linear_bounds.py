@@ -9,7 +9,7 @@ from paperlib.certificates.crown import Crown, CrownIBP
 from paperlib.certificates.evaluation import certify
 from paperlib.certificates.ibp import IBP
 from paperlib.certificates.method import Method
-from paperlib.data.datasets import Dataset
+from paperlib.data.arrays import Dataset
 from paperlib.models.vae import VAE
 from paperlib.paper.mnist_training import EPS, SIZES, ModelAtRadius, models_at_radii, models_config
 from paperlib.runtime.parallel import in_parallel

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from paperlib.certificates.evaluation import NOISE_SEED, evaluation_noise
-from paperlib.data.datasets import Dataset
+from paperlib.data.arrays import Dataset
 from paperlib.models.vae import VAE
 from paperlib.threats.balls import LinfBall
 from paperlib.training.config import TrainConfig

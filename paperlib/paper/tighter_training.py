@@ -9,7 +9,7 @@ import pandas as pd
 
 from paperlib.certificates.crown import Crown
 from paperlib.certificates.evaluation import NOISE_SEED, certify, evaluation_noise
-from paperlib.data.datasets import Dataset
+from paperlib.data.arrays import Dataset
 from paperlib.models.vae import VAE
 from paperlib.paper.mnist_training import EPS, SIZES
 from paperlib.runtime.parallel import in_parallel, training_jobs

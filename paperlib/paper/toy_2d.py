@@ -12,7 +12,8 @@ from paperlib.certificates.api import elbo_bounds
 from paperlib.certificates.branch_and_bound import BranchAndBound
 from paperlib.certificates.crown import Crown
 from paperlib.certificates.evaluation import certify
-from paperlib.data.datasets import Dataset, load_dataset
+from paperlib.data.arrays import Dataset
+from paperlib.data.datasets import load_dataset
 from paperlib.models.elbo import elbo
 from paperlib.models.vae import VAE
 from paperlib.paper.looseness import stage_boxes, stage_values

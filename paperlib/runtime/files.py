@@ -46,6 +46,21 @@ def atomic(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def check_writable(path: Path) -> None:
+    """Makes the folder of a file and tries to write there, before work whose result the file is to hold.
+
+    Raises OSError, in one sentence, if that fails or if the name is that of a folder.
+    """
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder: name a file in it")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise OSError(f"{path} cannot be written ({error}): name another place") from error
+
+
 def write_tensors(path: str | Path, tensors: dict[str, Tensor], header: dict[str, Any]) -> None:
     """Named tensors and a JSON header in one safetensors file; the same content gives the same bytes."""
     # Copies, as the format refuses tensors that share memory. It keeps metadata in a hash map of unstable order: a

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from paperlib.models.elbo import Target, check_inputs, check_target, unchecked_elbo
+from paperlib.models.elbo import Target, check_inputs, check_target, check_targets, unchecked_elbo
 from paperlib.models.vae import VAE
 from paperlib.runtime.inference import outside_inference_mode
 from paperlib.threats.balls import LinfBall
@@ -23,7 +23,7 @@ def fgsm(vae: VAE, x: Tensor, ball: LinfBall, noise: Tensor, target: Target = "p
     Shapes and errors as for `pgd`.
     """
     check_inputs(vae, x, noise)
-    _, gradient = _value_and_gradient(_elbo_objective(vae, x, noise, target), x)
+    _, gradient = _value_and_gradient(_elbo_objective(vae, x, ball, noise, target), x)
     return ball.project(x - ball.eps * gradient.sign(), x)
 
 
@@ -53,12 +53,13 @@ def pgd(
         target: "perturbed" attacks the likelihood of x' itself, "clean" that of x.
 
     Raises:
-        ValueError: fewer than one step or restart, x outside the data range, shapes or dtypes that do not fit.
+        ValueError: fewer than one step or restart, x outside the data range, shapes or dtypes that do not fit, a ball
+            with targets that the likelihood does not explain.
     """
     if steps < 1 or restarts < 1:
         raise ValueError(f"an attack needs at least one step and one restart, got steps={steps}, restarts={restarts}")
     check_inputs(vae, x, noise)
-    objective = _elbo_objective(vae, x, noise, target)
+    objective = _elbo_objective(vae, x, ball, noise, target)
     if ball.eps == 0:
         return ball.project(x, x)
     best, least = descend(objective, x, ball, x, steps)
@@ -99,8 +100,9 @@ def _value_and_gradient(objective: Objective, x: Tensor) -> tuple[Tensor, Tensor
     return value.detach(), gradient
 
 
-def _elbo_objective(vae: VAE, x: Tensor, noise: Tensor, target: Target) -> Objective:
+def _elbo_objective(vae: VAE, x: Tensor, ball: LinfBall, noise: Tensor, target: Target) -> Objective:
     check_target(target)
+    check_targets(vae, *(ball.box(x) if target == "perturbed" else (x,)))
 
     def objective(point: Tensor) -> Tensor:
         return unchecked_elbo(vae, point, noise, x if target == "clean" else point)

@@ -1,5 +1,6 @@
 """Trained models on disk: weights as safetensors with the configuration that made them. No pickle, ever."""
 
+import copy
 from pathlib import Path
 
 from paperlib.models.vae import VAE
@@ -17,7 +18,8 @@ def load(path: str | Path, config: TrainConfig | None = None, vae: VAE | None = 
 
     Args:
         config: if given, the file must have been made by exactly this configuration.
-        vae: a model of the user's own architecture to fill, instead of the `mlp_vae` of the configuration.
+        vae: a model of the user's own architecture to fill, instead of the `mlp_vae` of the configuration. It stays as
+            it was where an error is raised.
 
     Raises:
         FileNotFoundError: no such file.
@@ -33,9 +35,17 @@ def load(path: str | Path, config: TrainConfig | None = None, vae: VAE | None = 
         ) from error
     if config is not None and config != stored:
         raise ConfigMismatchError(path, stored.as_dict(), config.as_dict())
-    vae = vae if vae is not None else stored.build()
+    model = vae if vae is not None else stored.build()
+    before = copy.deepcopy(model.state_dict())
     try:
-        vae.load_state_dict(tensors)
+        model.load_state_dict(tensors)
     except RuntimeError as error:
-        raise DamagedFileError(f"the weights in {path} do not fit the model: {error}") from error
-    return vae.eval()
+        model.load_state_dict(before)  # torch has filled in what did fit
+        advice = (
+            "if it was saved with an architecture of your own, pass such a model: load(path, vae=my_vae)"
+            if vae is None
+            else "build it as it was when it was saved"
+        )
+        kind = "the mlp_vae of its configuration" if vae is None else "the model given as vae"
+        raise DamagedFileError(f"the weights in {path} do not fit {kind}; {advice}. {error}") from error
+    return model.eval()

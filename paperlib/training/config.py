@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -13,38 +13,61 @@ import torch
 from paperlib.models.likelihood import Bernoulli, Gaussian, Likelihood
 from paperlib.models.vae import VAE, mlp_vae
 
+# Fields that files and digests from before do not have, with the value that those were made with.
+LATER_FIELDS: Mapping[str, Any] = {"beta": 1.0}
+
+
+def _whole(name: str, value: Any) -> int:
+    try:
+        whole = int(value)
+    except (TypeError, ValueError, OverflowError):
+        whole = None
+    if whole is None or whole != value:
+        raise ValueError(f"TrainConfig.{name} must be a whole number, got {value!r}")
+    return whole
+
 
 @dataclass(frozen=True)
 class TrainConfig:
     """Everything that decides the result of `train`. Raises ValueError naming the first field out of range.
 
-    proVAE maximises kappa * ELBO + (1 - kappa) * certificate (paper, section 4); kappa = 1 is the plain VAE.
+    proVAE maximises kappa * ELBO + (1 - kappa) * certificate (paper, section 4); kappa = 1 is the plain VAE. With a
+    `beta` other than 1 both are of  log p - beta * KL  instead (beta-VAE: Higgins et al. 2017).
     eps rises linearly from 0 between `ramp_start` and `ramp_end`, and kappa falls from 1 at the same time; after the
     ramp the learning rate falls linearly to `lr_final` of its value. Both ramp ends are fractions of `steps`.
     """
 
-    dataset: str = "mnist"  # or fashion-mnist, mnist5k (embedded), auto, two-moons, eight-gaussians, pinwheel
-    data_shape: tuple[int, ...] = (784,)  # of one example
-    hidden: tuple[int, ...] = (512,)  # widths of the encoder's hidden layers, which the decoder mirrors
-    latent_dim: int = 20  # number of latent coordinates
-    likelihood: Literal["bernoulli", "gaussian"] = "bernoulli"  # of a pixel, given the decoder's output
-    scale: float = 1.0  # standard deviation of the Gaussian likelihood, in data units
-    target: Literal["perturbed", "clean"] = "perturbed"  # what the decoder must explain
-    eps: float = 0.1  # radius of the ball, in data units (pixels in [0, 1])
-    kappa: float = 0.5  # weight of the clean ELBO against the certificate; 1 is the plain VAE
-    bound: Literal["ibp", "crown-ibp"] = "ibp"  # which certificate to train on
-    steps: int = 6_900  # of the optimizer
-    batch_size: int = 256  # of all processes together
-    lr: float = 2e-3  # learning rate of Adam, up to the end of the ramp
-    lr_final: float = 0.02  # its fraction that is left at the last step
-    ramp_start: float = 0.1  # when eps begins to rise and kappa to fall, as a fraction of steps
-    ramp_end: float = 0.5  # when both are where they stay
-    clip: float = 1e3  # largest gradient norm, in nats
-    seed: int = 0  # of weights, batches and noise
+    dataset: str = "mnist"  # Name of the data set: mnist, fashion-mnist, mnist5k (embedded), auto or a toy set.
+    data_shape: tuple[int, ...] = (784,)  # Shape of one example.
+    hidden: tuple[int, ...] = (512,)  # Widths of the encoder's hidden layers, which the decoder mirrors.
+    latent_dim: int = 20  # Number of latent coordinates.
+    likelihood: Literal["bernoulli", "gaussian"] = "bernoulli"  # Density of the data, given the decoder's output.
+    scale: float = 1.0  # Standard deviation of the Gaussian likelihood, in data units.
+    target: Literal["perturbed", "clean"] = "perturbed"  # Which input the decoder must explain.
+    eps: float = 0.1  # Radius of the ball, in data units (pixels in [0, 1]).
+    kappa: float = 0.5  # Weight of the clean ELBO against the certificate; 1 is the plain VAE.
+    bound: Literal["ibp", "crown-ibp"] = "ibp"  # Certificate that is trained on.
+    steps: int = 6_900  # Number of the optimizer's steps.
+    batch_size: int = 256  # Examples in a step, of all processes together.
+    lr: float = 2e-3  # Learning rate of Adam, up to the end of the ramp.
+    lr_final: float = 0.02  # Fraction of the learning rate that is left at the last step.
+    ramp_start: float = 0.1  # When eps begins to rise and kappa to fall, as a fraction of the steps.
+    ramp_end: float = 0.5  # When eps and kappa are where they stay, as a fraction of the steps.
+    clip: float = 1e3  # Largest gradient norm, in nats.
+    seed: int = 0  # Seed of weights, batches and noise.
+    beta: float = 1.0  # Weight of the KL in the objective; certificates and history are of the ELBO itself, at 1.
 
     def __post_init__(self) -> None:
-        # An eps of 0 and one of 0.0 are the same configuration and must have the same digest.
-        for name in ("scale", "eps", "kappa", "lr", "lr_final", "ramp_start", "ramp_end", "clip"):
+        # Equal values are the same configuration and must have the same digest: an eps of 0 and one of 0.0, 1e3 steps
+        # and 1000, a list and a tuple, numbers of numpy.
+        for name in ("data_shape", "hidden"):
+            sides = getattr(self, name)
+            if isinstance(sides, str) or not isinstance(sides, Iterable):
+                raise ValueError(f"TrainConfig.{name} takes several whole numbers, such as (8,), got {sides!r}")
+            object.__setattr__(self, name, tuple(_whole(name, side) for side in sides))
+        for name in ("latent_dim", "steps", "batch_size", "seed"):
+            object.__setattr__(self, name, _whole(name, getattr(self, name)))
+        for name in ("scale", "eps", "kappa", "lr", "lr_final", "ramp_start", "ramp_end", "clip", "beta"):
             object.__setattr__(self, name, float(getattr(self, name)))
         rules = {
             "data_shape": bool(self.data_shape) and all(side > 0 for side in self.data_shape),
@@ -63,6 +86,7 @@ class TrainConfig:
             "ramp_start": 0 <= self.ramp_start <= self.ramp_end,
             "ramp_end": self.ramp_end <= 1,
             "clip": self.clip > 0,
+            "beta": 0 <= self.beta < math.inf,
         }
         for name, holds in rules.items():
             if not holds:
@@ -72,6 +96,7 @@ class TrainConfig:
     def from_dict(cls, fields: Mapping[str, Any]) -> "TrainConfig":
         """The inverse of `as_dict`; raises ValueError for a missing or unknown field."""
         names = {field.name for field in dataclasses.fields(cls)}
+        fields = {**LATER_FIELDS, **fields}
         if fields.keys() != names:
             raise ValueError(
                 f"a TrainConfig has fields {sorted(names)}; "
@@ -80,12 +105,16 @@ class TrainConfig:
         return cls(**{**fields, "data_shape": tuple(fields["data_shape"]), "hidden": tuple(fields["hidden"])})
 
     def as_dict(self) -> dict[str, Any]:
-        """JSON types only, so that it equals itself after a round trip through a file."""
-        return {**dataclasses.asdict(self), "data_shape": list(self.data_shape), "hidden": list(self.hidden)}
+        """JSON types only, so that it equals itself after a round trip through a file.
+
+        Fields of LATER_FIELDS are left out where they are as they were before there was such a field.
+        """
+        shown = {**dataclasses.asdict(self), "data_shape": list(self.data_shape), "hidden": list(self.hidden)}
+        return {name: value for name, value in shown.items() if LATER_FIELDS.get(name) != value}
 
     @property
     def digest(self) -> str:
-        """Twelve hexadecimal digits of the SHA-256 of all fields: the name of the run."""
+        """Twelve hexadecimal digits of the SHA-256 of `as_dict`: the name of the run."""
         return hashlib.sha256(json.dumps(self.as_dict(), sort_keys=True).encode()).hexdigest()[:12]
 
     def build(self) -> VAE:

@@ -2,6 +2,7 @@
 
 import copy
 import math
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,17 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from paperlib.certificates.api import certificate
-from paperlib.data.datasets import Dataset, load_dataset
+from paperlib.data.arrays import Array, Dataset
+from paperlib.data.datasets import load_dataset
 from paperlib.models.elbo import elbo_terms
+from paperlib.models.gaussian import collapse_warning
 from paperlib.models.vae import VAE
 from paperlib.runtime.device import choose_device, is_synchronous, matmul_precision
 from paperlib.runtime.distributed import rank_and_world_size
+from paperlib.runtime.numbers import rounded_down
 from paperlib.runtime.progress import Progress
 from paperlib.threats.balls import LinfBall
+from paperlib.training.checks import check_trainable
 from paperlib.training.config import TrainConfig
 from paperlib.training.loss import robust_loss
 from paperlib.training.resume import State, resumable, tensor_digest, translate_peer_errors
@@ -44,6 +49,10 @@ class TrainingDivergedError(ArithmeticError):
         self.result = result
 
 
+class CollapsedPosteriorWarning(UserWarning):
+    """The trained model's KL is so small that its latents say next to nothing of the input."""
+
+
 class _Objective(nn.Module):
     """`robust_loss` as the module that DistributedDataParallel takes."""
 
@@ -52,14 +61,14 @@ class _Objective(nn.Module):
         self.vae, self.config = vae, config
 
     def forward(self, x: Tensor, ball: LinfBall, noise: Tensor, kappa: float) -> Tensor:
-        return robust_loss(self.vae, x, ball, noise, kappa, self.config.bound, self.config.target)
+        return robust_loss(self.vae, x, ball, noise, kappa, self.config.bound, self.config.target, self.config.beta)
 
 
 def train(
     config: TrainConfig,
     *,
     vae: VAE | None = None,
-    data: Dataset | None = None,
+    data: Dataset | Array | None = None,
     device: str = "auto",
     folder: str | Path | None = None,
 ) -> TrainResult:
@@ -70,7 +79,8 @@ def train(
 
     Args:
         vae: a model of the user's own to train further, instead of the one the configuration builds; it is not changed.
-        data: a data set of the user's own, instead of `load_dataset(config.dataset)`.
+        data: a data set of the user's own, instead of `load_dataset(config.dataset)`; or its examples alone, a tensor
+            or an array [count, *shape] in [0, 1]. Another range is said by `Dataset(name, x, low=..., high=...)`.
         device: "auto", or the name of a torch device.
         folder: keeps a checkpoint of the last epoch. If training is interrupted, the same call continues from it, and
             on the CPU ends with the same bits as without the interruption (but for dropout). The result of a finished
@@ -78,15 +88,22 @@ def train(
 
     Raises:
         TrainingDivergedError: a non-finite loss; carries the last good state.
-        ValueError: data outside its range, fewer examples than one batch, or a device that is not present; a checkpoint
-            of another run (ConfigMismatchError) or no whole one (DamagedFileError).
+        ValueError: data outside its range or in one that the likelihood does not explain, in another precision than the
+            model, fewer examples than one batch, or a device that is not present; dropout or batch normalisation, where
+            a certificate is trained on; a checkpoint of another run (ConfigMismatchError) or no whole one
+            (DamagedFileError). All before the first step.
+        UnsupportedLayerError: a layer without the rules that the certificate needs; before the first step.
         RunFolderError: `folder` is in use by another process, or cannot be written.
         PeerStoppedError: another process of this run stopped.
+
+    Warns (CollapsedPosteriorWarning) if the KL is below 0.5 nats in the end.
     """
     where = choose_device(device)
     data = load_dataset(config.dataset) if data is None else data
+    data = data if isinstance(data, Dataset) else Dataset("own data", data)
     x, x_held_out = (part.to(where) for part in _split(data, config, any_shape=vae is not None))
     state = _begin(config, vae, where)
+    check_trainable(state.vae, x_held_out[:1], data, config)
     identity = {} if folder is None else _identity(config, data, vae, where)
     name = f"train {data.name} eps={config.eps:g} kappa={config.kappa:g}"
     with (
@@ -109,7 +126,11 @@ def train(
             state.rows.append(row)
             state.good.load_state_dict(state.vae.state_dict())
             save()
-            progress.step(0, note=f"clean {row['clean']:.1f}, certified {row['certified']:.1f}")
+            progress.step(
+                0, note=f"clean {row['clean']:.1f}, KL {row['kl']:.1f}, certified {rounded_down(row['certified'])} nats"
+            )
+    if rank_and_world_size()[0] == 0 and (warning := collapse_warning(state.rows[-1]["kl"])):
+        warnings.warn(warning, CollapsedPosteriorWarning, stacklevel=2)
     return TrainResult(state.vae.cpu().eval(), pd.DataFrame(state.rows))
 
 

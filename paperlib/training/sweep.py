@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from contextlib import closing, suppress
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from time import perf_counter
@@ -11,9 +11,10 @@ from typing import Any
 import pandas as pd
 
 from paperlib.certificates.evaluation import NOISE_SEED, certify, evaluation_noise
+from paperlib.data.arrays import Dataset
 from paperlib.data.datasets import checksum, data_origin, load_dataset, resolve
 from paperlib.runtime.distributed import on_rank_zero
-from paperlib.runtime.files import ConfigMismatchError, DamagedFileError
+from paperlib.runtime.files import ConfigMismatchError, DamagedFileError, check_writable
 from paperlib.runtime.parallel import TasksFailedError, cluster_outcomes, outcomes, training_jobs
 from paperlib.runtime.rows import read_header, read_rows, write_rows
 from paperlib.training.checkpoint import save
@@ -50,6 +51,7 @@ def sweep(
     Raises:
         TasksFailedError: some failed, after all others were done; names each with its error.
         ValueError: no configuration, fewer than one image or job, or `jobs` beside `cluster`.
+        OSError: `folder` cannot be written; before any work.
         ModuleNotFoundError, ConnectionError: see `cluster_outcomes`.
     """
     folder = Path(folder).absolute()
@@ -58,6 +60,7 @@ def sweep(
         raise ValueError(f"needs a configuration and an image, got {len(configs)} and images={images}")
     if cluster and jobs is not None:
         raise ValueError("on a cluster Ray decides how many processes run: leave jobs out")
+    check_writable(folder / "sweep.csv")
     unfinished = [config for config in configs if _measured(config, folder, images) is None]
     for name in {config.dataset for config in unfinished}:
         with suppress(ValueError):  # an error of each run that needs it
@@ -86,7 +89,7 @@ def sweep(
 
 def varying(configs: Iterable[TrainConfig]) -> list[str]:
     """The fields in which configurations differ."""
-    fields = [config.as_dict() for config in configs]
+    fields = [asdict(config) for config in configs]
     return [name for name in fields[0] if any(other[name] != fields[0][name] for other in fields)]
 
 
@@ -94,20 +97,29 @@ def _label(config: TrainConfig, configs: Iterable[TrainConfig]) -> str:
     return " ".join([config.digest, *(f"{name}={getattr(config, name)}" for name in varying(configs))])
 
 
-def trained(config: TrainConfig, folder: str | Path, device: str = "auto") -> TrainResult:
+def trained(
+    config: TrainConfig,
+    folder: str | Path,
+    device: str = "auto",
+    data: Dataset | None = None,
+    origin: dict[str, Any] | None = None,
+) -> TrainResult:
     """`train` in a folder, which in the end holds `model.safetensors` and the history as `history.csv`, too.
+
+    Args:
+        data, origin: a data set of the user's own, and what the header of the history says of it.
 
     Raises what `train` raises.
     """
     start = perf_counter()
-    result = train(config, device=device, folder=folder)
+    result = train(config, device=device, folder=folder, data=data)
     seconds = perf_counter() - start
     history = Path(folder) / "history.csv"
 
     def write() -> None:
         save(Path(folder) / "model.safetensors", result.vae, config)
         if _read(history, config.as_dict()) is None:  # else the run was finished before this call
-            write_rows(history, result.history, config.as_dict(), data_origin(config.dataset), seconds)
+            write_rows(history, result.history, config.as_dict(), origin or data_origin(config.dataset), seconds)
 
     on_rank_zero(write)
     return result
@@ -121,7 +133,7 @@ def _train_and_measure(config: TrainConfig, folder: Path, images: int | None, de
     noise = evaluation_noise(len(x), vae.latent_dim, seed=NOISE_SEED)
     certified = {method: certify(vae, x, test.ball(config.eps), noise, method=method) for method in CERTIFIED_BY}
     clean = certified["ibp"]
-    fields = {k: " ".join(map(str, v)) if isinstance(v, list) else v for k, v in config.as_dict().items()}
+    fields = {k: " ".join(map(str, v)) if isinstance(v, tuple) else v for k, v in asdict(config).items()}
     row = {"digest": config.digest, **fields, "images": len(x), "clean": clean["clean"].mean()}
     row |= {"clean_se": clean["clean"].sem(), **clean[["log_likelihood", "kl"]].mean()}
     for method, rows in certified.items():

@@ -477,16 +477,24 @@ def test_a_summary_averages_draws_first_and_never_rounds_a_certificate_up() -> N
     rows["log_likelihood"], rows["kl"] = -75.0, 25.0
     rows["certified"] = [-123.02, -123.06, -123.04]
     assert summary(rows).splitlines() == [
-        "clean      -100.0 ± 0.0  (log-likelihood -75.0, KL 25.0)",
-        "attacked   -110.0 ± 0.0",
-        "certified  -123.1 ± 0.0",
+        "clean      -100.0 ± 0.0 nats  (log-likelihood -75.0, KL 25.0)",
+        "attacked   -110.0 ± 0.0 nats",
+        "certified  -123.1 ± 0.0 nats",
     ]
     rows["attacked"] = np.nan
     rows["certified"] = [-122.0, -124.0, -125.0]
     assert summary(rows).splitlines() == [
-        "clean      -100.0 ± 0.0  (log-likelihood -75.0, KL 25.0)",
-        "certified  -124.0 ± 1.0",
+        "clean      -100.0 ± 0.0 nats  (log-likelihood -75.0, KL 25.0)",
+        "certified  -124.0 ± 1.0 nats",
     ]
+
+
+@pytest.mark.parametrize(("kl", "collapsed"), [(0.0, True), (0.19, True), (0.499, True), (0.5, False), (25.0, False)])
+def test_a_summary_warns_of_a_collapsed_posterior(kl: float, collapsed: bool) -> None:
+    rows = pd.DataFrame({"index": [0, 1], **{name: [value] * 2 for name, value in GOOD.items()}})
+    rows["log_likelihood"], rows["kl"] = -75.0, [kl, kl]
+    last = summary(rows).splitlines()[-1]
+    assert last.startswith(f"warning: the posterior has collapsed: a KL of {kl:.2g} nats") == collapsed
 
 
 @pytest.mark.parametrize("bad", [torch.nan, 1.2, -0.2])

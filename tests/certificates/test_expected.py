@@ -10,7 +10,7 @@ import torch
 from oracles import CASES, LIKELIHOODS, ROUNDING, TARGETS, audit_case, grid, points_of, reference_elbo
 from torch import Tensor, nn
 
-from paperlib import IBP, VAE, Bernoulli, CrownIBP, Interval, LinfBall, certificate, certify_expected, mlp_vae
+from paperlib import IBP, VAE, Bernoulli, CrownIBP, Gaussian, Interval, LinfBall, certificate, certify_expected, mlp_vae
 from paperlib.bounds.rules import UnsupportedLayerError
 from paperlib.certificates import expected
 from paperlib.certificates.confidence import bets, lower_confidence_bound
@@ -77,7 +77,7 @@ def test_other_activations_and_batch_normalisation_keep_to_the_gain() -> None:
         nn.Linear(2, 6), nn.Tanh(), nn.Linear(6, 6), nn.BatchNorm1d(6), nn.LeakyReLU(), nn.Dropout(),
         nn.Linear(6, 6), nn.ELU(), nn.Linear(6, 6), nn.Sigmoid(), nn.Unflatten(1, (2, 3)),
     )  # fmt: skip
-    vae = VAE(nn.Linear(1, 4), decoder, Bernoulli(), 2).double()
+    vae = VAE(nn.Linear(1, 4), decoder, Gaussian(), 2).double()
     decoder(10 * torch.randn(64, 2).double())  # sets the running statistics
     vae.eval()
     with torch.no_grad():

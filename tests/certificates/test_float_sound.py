@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from paperlib import (
     VAE,
-    Bernoulli,
     Gaussian,
     Interval,
     LinfBall,
@@ -179,7 +178,7 @@ def test_every_layer_of_every_kind_stays_within_its_box_and_its_rounding(dtype: 
         nn.Linear(2, 8), nn.Softplus(), nn.Unflatten(1, (2, 2, 2)), nn.ReLU(inplace=True),
         nn.ConvTranspose2d(2, 1, 2, stride=2), nn.Sigmoid(), nn.Identity(),
     )  # fmt: skip
-    vae, x, noise = inputs(VAE(encoder, decoder, Bernoulli(), 2), 1, 4, 4, dtype=dtype)
+    vae, x, noise = inputs(VAE(encoder, decoder, Gaussian(0.5), 2), 1, 4, 4, dtype=dtype)
     vae.encoder(torch.randn(32, 1, 4, 4).to(dtype))  # sets the running statistics
     ball = LinfBall(0.02)
     with pytest.raises(ValueError, match=r"BatchNorm2d at 'encoder.1': .*\.eval\(\)"):

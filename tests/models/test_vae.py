@@ -4,7 +4,21 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from paperlib import VAE, Bernoulli, Gaussian, LinfBall, conv_vae, elbo_bounds, mlp_vae, propagate
+from paperlib import (
+    VAE,
+    Bernoulli,
+    Gaussian,
+    GaussianHeads,
+    LinfBall,
+    certify,
+    conv_vae,
+    elbo,
+    elbo_bounds,
+    mlp_vae,
+    pgd,
+    propagate,
+)
+from paperlib.bounds.rules import UnsupportedLayerError
 
 NETWORKS = {
     "flat": (mlp_vae, {"data_shape": (6,), "hidden": (5, 4), "latent_dim": 3}, (6,)),
@@ -62,6 +76,69 @@ def test_a_reconstruction_is_the_expected_data_at_the_posterior_mean() -> None:
     half = vae.encoder(x)[:, :2]
     torch.testing.assert_close(vae.reconstruct(x), torch.sigmoid(vae.decoder(half)))
     assert not vae.reconstruct(x).requires_grad
+
+
+def test_calling_a_vae_gives_the_reconstruction_with_its_gradient() -> None:
+    vae, x = mlp_vae((4,), (5,), 2), torch.rand(3, 4, requires_grad=True)
+    assert torch.equal(vae(x), vae.reconstruct(x))
+    vae(x).sum().backward()
+    assert x.grad is not None and x.grad.abs().sum() > 0
+
+
+class TwoTensors(nn.Module):
+    """An encoder as many write it: shared layers, two heads, two results."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(4, 5), nn.ReLU())
+        self.mean, self.log_var = nn.Linear(5, 2), nn.Linear(5, 2)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        hidden = self.body(x)
+        return self.mean(hidden), self.log_var(hidden)
+
+
+def test_an_encoder_may_return_mean_and_log_variance() -> None:
+    """Everything but bounds takes it as it is, and their error says what to do; then all give the same numbers."""
+    encoder, decoder = TwoTensors(), nn.Linear(2, 4)
+    vae, x, noise, ball = VAE(encoder, decoder, Bernoulli(), 2), torch.rand(3, 4), torch.randn(3, 2), LinfBall(0.1)
+    heads = nn.Sequential(encoder.body, GaussianHeads(encoder.mean, encoder.log_var))
+    same = VAE(heads, decoder, Bernoulli(), 2)
+    assert torch.equal(elbo(vae, x, noise), elbo(same, x, noise)) and torch.equal(vae(x), same(x))
+    assert torch.equal(pgd(vae, x, ball, noise), pgd(same, x, ball, noise))
+    for bounds in (elbo_bounds, certify):
+        with pytest.raises(
+            UnsupportedLayerError, match=r"TwoTensors at 'encoder'.*paperlib\.GaussianHeads\(mean, log_var"
+        ):
+            bounds(vae, x, ball, noise)
+    assert (certify(same, x, ball, noise, attack={"steps": 2})["certified"] <= elbo(vae, x, noise).tolist()).all()
+
+
+@pytest.mark.parametrize("parts", [1, 3])
+def test_an_encoder_that_returns_neither_one_tensor_nor_two_is_refused(parts: int) -> None:
+    class Parts(nn.Module):
+        def forward(self, x: Tensor) -> list[Tensor]:
+            return [x] * parts
+
+    with pytest.raises(ValueError, match=rf"mean and log-variance, or both in one tensor; got {parts}"):
+        VAE(Parts(), nn.Linear(2, 2), Bernoulli(), 2).encode(torch.rand(3, 2))
+
+
+@pytest.mark.parametrize(
+    ("decoder", "place"),
+    [
+        (nn.Sequential(nn.Linear(2, 4), nn.Sigmoid()), r"decoder\.1"),
+        (nn.Sequential(nn.Linear(2, 4), nn.Sequential(nn.Sigmoid(), nn.Unflatten(1, (2, 2)))), r"decoder\.1\.0"),
+        (nn.Sigmoid(), "decoder"),
+    ],
+)
+def test_a_sigmoid_before_a_bernoulli_is_warned_of_by_its_place(decoder: nn.Module, place: str) -> None:
+    with pytest.warns(
+        UserWarning, match=rf"^{place} is a Sigmoid, but Bernoulli\(\) reads the decoder's output as logits"
+    ):
+        VAE(nn.Linear(4, 4), decoder, Bernoulli(), 2)
+    VAE(nn.Linear(4, 4), decoder, Gaussian(), 2)
+    VAE(nn.Linear(4, 4), nn.Sequential(nn.Sigmoid(), nn.Linear(2, 4)), Bernoulli(), 2)
 
 
 def test_samples_repeat_with_their_generator_and_keep_the_dtype() -> None:

@@ -1,5 +1,7 @@
 """Attacks stay inside the ball, are never beaten by simpler ones, and reach the minima that formulas and grids give."""
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given
@@ -63,9 +65,9 @@ def test_no_point_ever_leaves_the_ball_or_the_pixel_range(
     eps: float, low: float, dtype: torch.dtype, restarts: int
 ) -> None:
     vae, x, noise, ball = curved().to(dtype), digits(4).to(dtype), draw(4).to(dtype), LinfBall(eps, low, 1.0)
-    box = ball.box(x)
-    points = [fgsm(vae, x, ball, noise), pgd(vae, x, ball, noise, 3, restarts, seeded(0))]
-    points.append(descend(lambda p: value(vae, p, noise) + p.sum(1), x, ball, ball.sample(x, seeded(1)), 2)[0])
+    box, target = ball.box(x), "perturbed" if low == 0 else "clean"  # no Bernoulli explains a target below 0
+    points = [fgsm(vae, x, ball, noise, target), pgd(vae, x, ball, noise, 3, restarts, seeded(0), target)]
+    points.append(descend(lambda p: value(vae, p, noise, x) + p.sum(1), x, ball, ball.sample(x, seeded(1)), 2)[0])
     for point in points:
         assert box.contains(point).all()
         assert point.min() >= low and point.max() <= 1.0
@@ -239,3 +241,11 @@ def test_noise_that_does_not_fit_is_an_error(attack: object, noise: Tensor) -> N
 def test_a_misspelt_target_is_an_error_and_not_the_default(attack: object) -> None:
     with pytest.raises(ValueError, match="target"):
         attack(curved(), digits(), BALL, draw(), target="Clean")  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("attack", [fgsm, pgd])
+def test_an_attack_refuses_a_ball_with_targets_that_the_likelihood_does_not_explain(attack: Any) -> None:
+    ball = LinfBall(0.1, -1.0, 2.0)
+    with pytest.raises(ValueError, match=r"Bernoulli explains targets in \[0, 1\], but these are in \[-0\.1, 1\.1\]"):
+        attack(curved(), digits(4), ball, draw(4))
+    assert attack(curved(), digits(4), ball, draw(4), target="clean").shape == digits(4).shape

@@ -70,6 +70,19 @@ def test_weights_of_another_architecture_are_refused(tmp_path: Path) -> None:
         load(tmp_path / "own.safetensors")
 
 
+def test_an_own_architecture_is_filled_and_plain_load_says_how(tmp_path: Path) -> None:
+    path = tmp_path / "own.safetensors"
+    save(path, own(), CONFIG)
+    with pytest.raises(DamagedFileError, match=r"do not fit the mlp_vae.*load\(path, vae=my_vae\)"):
+        load(path)
+    assert load(path, vae=own()).encoder[2].running_mean is not None  # type: ignore[index]
+    other = VAE(nn.Sequential(nn.Linear(6, 7), nn.Linear(7, 4)), nn.Sequential(nn.Linear(2, 6)), Bernoulli(), 2)
+    before = {name: tensor.clone() for name, tensor in other.state_dict().items()}
+    with pytest.raises(DamagedFileError, match=r"do not fit the model given as vae; build it as it was"):
+        load(path, vae=other)
+    assert all(torch.equal(before[name], tensor) for name, tensor in other.state_dict().items()), "filled in part"
+
+
 def test_the_same_model_gives_the_same_bytes(tmp_path: Path) -> None:
     for name in ("a", "b"):
         save(tmp_path / name, CONFIG.build(), CONFIG)

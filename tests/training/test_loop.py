@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -25,14 +26,17 @@ from paperlib import (
     elbo_bounds,
     interval_rule,
     mlp_vae,
+    pgd,
     robust_loss,
     train,
 )
+from paperlib.bounds.rules import UnsupportedLayerError
 from paperlib.certificates.intervals import IntervalBounds
 from paperlib.data.datasets import Dataset
+from paperlib.models.elbo import elbo_terms
 from paperlib.runtime.device import choose_device, matmul_precision
 from paperlib.training import loop, loss
-from paperlib.training.loop import TrainingDivergedError
+from paperlib.training.loop import CollapsedPosteriorWarning, TrainingDivergedError
 
 COLUMNS = ["step", "eps", "kappa", "lr", "clean", "log_likelihood", "kl", "certified"]
 CONFIG = TrainConfig(
@@ -68,7 +72,16 @@ def test_the_callers_randomness_neither_matters_nor_changes() -> None:
 
 
 @pytest.mark.parametrize(
-    "field", [{"seed": 1}, {"eps": 0.1}, {"kappa": 0.0}, {"lr": 1e-3}, {"target": "clean"}, {"bound": "crown-ibp"}]
+    "field",
+    [
+        {"seed": 1},
+        {"eps": 0.1},
+        {"kappa": 0.0},
+        {"lr": 1e-3},
+        {"target": "clean"},
+        {"bound": "crown-ibp"},
+        {"beta": 2.0},
+    ],
 )
 def test_another_configuration_gives_other_weights(field: dict[str, Any]) -> None:
     base = replace(CONFIG, ramp_start=0.0, ramp_end=0.1)
@@ -112,6 +125,44 @@ def test_the_held_out_images_are_the_last_tenth_and_never_trained_on() -> None:
     first, other = (train(CONFIG, data=d, device="cpu") for d in (data, replace(data, x=x)))
     assert torch.equal(weights(first.vae), weights(other.vae))
     assert (first.history["clean"] != other.history["clean"]).all()
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.3, 1.0, 4.0])
+@pytest.mark.parametrize("method", ["ibp", "crown-ibp"])
+@pytest.mark.parametrize("target", ["perturbed", "clean"])
+@pytest.mark.parametrize("likelihood", [Bernoulli(), Gaussian(0.5)], ids=["bernoulli", "gaussian"])
+def test_the_certificate_that_is_trained_on_holds_for_every_weight_of_the_kl(
+    beta: float, method: Any, target: Any, likelihood: Any
+) -> None:
+    """For each x' in the ball  log p - beta * KL  is no lower, and at radius 0 it is the same."""
+    vae = mlp_vae((16,), (12,), 2, likelihood).double()
+    x, noise, ball = stripes(8).x.double(), torch.randn(8, 2).double(), LinfBall(0.1)
+
+    def weighted(x_adv: Tensor) -> Tensor:
+        log_likelihood, kl = elbo_terms(vae, x_adv, noise, x if target == "clean" else x_adv)
+        return log_likelihood - beta * kl
+
+    certified = -torch.stack(
+        [robust_loss(vae, x[i : i + 1], ball, noise[i : i + 1], 0.0, method, target, beta) for i in range(8)]
+    )
+    generator = torch.Generator().manual_seed(0)
+    points = [ball.sample(x, generator) for _ in range(50)] + [pgd(vae, x, ball, noise, target=target)]
+    points += [ball.project(x + ball.eps * torch.randn(x.shape, generator=generator).sign(), x) for _ in range(50)]
+    assert all((certified <= weighted(x_adv) + 1e-12).all() for x_adv in points)
+    exact = robust_loss(vae, x, LinfBall(0.0), noise, 0.0, method, target, beta)
+    torch.testing.assert_close(exact, -weighted(x).mean(), rtol=1e-9, atol=1e-9)
+    clean = robust_loss(vae, x, ball, noise, 1.0, method, target, beta)
+    torch.testing.assert_close(clean, -weighted(x).mean(), rtol=1e-12, atol=0)
+
+
+def test_a_negative_weight_of_the_kl_is_no_objective() -> None:
+    with pytest.raises(ValueError, match="beta must not be negative"):
+        robust_loss(CONFIG.build(), stripes(8).x, LinfBall(0.1), torch.randn(8, 2), 0.5, beta=-0.1)
+
+
+def test_a_heavier_kl_gives_a_smaller_one() -> None:
+    light, heavy = (train(replace(CONFIG, steps=60, beta=beta), data=stripes(), device="cpu") for beta in (0.1, 10.0))
+    assert light.history["kl"].iloc[-1] > heavy.history["kl"].iloc[-1]
 
 
 @pytest.mark.parametrize("kappa", [0.0, 0.3, 1.0])
@@ -368,6 +419,102 @@ def test_data_outside_its_range_is_an_error_that_names_the_place(bad: float, ind
 def test_the_range_is_that_of_the_data_set() -> None:
     data = replace(stripes(), x=stripes().x * 8 - 4, low=-4.0, high=4.0)
     train(replace(CONFIG, likelihood="gaussian"), data=data, device="cpu")
+
+
+@pytest.mark.parametrize("kind", [Tensor, np.ndarray])
+def test_a_tensor_or_an_array_is_a_data_set_of_pixels(kind: type) -> None:
+    x = stripes().x
+    given = x if kind is Tensor else x.double().numpy()
+    expected = train(CONFIG, data=stripes(), device="cpu")
+    assert torch.equal(weights(train(CONFIG, data=given, device="cpu").vae), weights(expected.vae))
+    with pytest.raises(ValueError, match=r"own data: x must be .*give their range as low and high"):
+        train(CONFIG, data=2 * given, device="cpu")
+
+
+def test_data_in_another_precision_than_the_model_are_refused_before_the_first_step() -> None:
+    data = Dataset("own", stripes().x.double())
+    with pytest.raises(ValueError, match=r"x is torch.float64 on cpu, the model is torch.float32 on cpu"):
+        train(CONFIG, data=data, device="cpu")
+    assert train(CONFIG, vae=CONFIG.build().double(), data=data, device="cpu").history["step"].iloc[-1] == 20
+
+
+@pytest.fixture
+def no_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    def step(*_: object) -> None:
+        raise AssertionError("a step was taken")
+
+    monkeypatch.setattr(loop, "_epoch", step)
+
+
+@pytest.mark.usefixtures("no_step")
+@pytest.mark.parametrize("target", ["perturbed", "clean"])
+def test_data_outside_the_range_of_the_likelihood_are_refused_before_the_first_step(target: str) -> None:
+    data = replace(stripes(), x=stripes().x * 2 - 1, low=-1.0, high=1.0)
+    config = replace(CONFIG, target=target)
+    with pytest.raises(ValueError, match=r"Bernoulli explains targets in \[0, 1\], but these are in \[-(1|0\.9)"):
+        train(config, data=data, device="cpu")
+    with pytest.raises(AssertionError, match="a step was taken"):
+        train(replace(config, likelihood="gaussian"), data=data, device="cpu")
+
+
+@pytest.mark.usefixtures("no_step")
+def test_a_range_beyond_that_of_the_likelihood_matters_where_a_perturbation_reaches_it() -> None:
+    wide = replace(stripes(), low=-1.0, high=2.0)
+    with pytest.raises(ValueError, match=r"Bernoulli explains targets in \[0, 1\], but these are in \[-0\.0"):
+        train(CONFIG, data=wide, device="cpu")
+    for config in (replace(CONFIG, target="clean"), replace(CONFIG, eps=0.0)):
+        with pytest.raises(AssertionError, match="a step was taken"):
+            train(config, data=wide, device="cpu")
+
+
+class Swish(nn.Module):
+    """A layer without any rule."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.sigmoid(x)
+
+
+@pytest.mark.usefixtures("no_step")
+@pytest.mark.parametrize("bound", ["ibp", "crown-ibp"])
+@pytest.mark.parametrize(
+    ("layers", "error", "message"),
+    [
+        (
+            [nn.BatchNorm1d(8)],
+            ValueError,
+            r"^BatchNorm1d at 'encoder.1': while .*\(kappa is 0.5\).*kappa=1",
+        ),
+        ([nn.Dropout(0.1)], ValueError, r"^Dropout at 'encoder.1': while it is trained"),
+        ([nn.BatchNorm1d(8), nn.Dropout()], ValueError, r"^BatchNorm1d at 'encoder.1', Dropout at 'encoder.2': while"),
+        ([Swish()], UnsupportedLayerError, "no interval rule for Swish at 'encoder.1'"),
+    ],
+    ids=["batch normalisation", "dropout", "both", "no rule"],
+)
+def test_layers_that_no_certificate_can_be_trained_through_are_refused_before_the_first_step(
+    layers: list[nn.Module], error: type[Exception], message: str, bound: Any
+) -> None:
+    encoder = nn.Sequential(nn.Linear(16, 8), *layers, nn.Linear(8, 4))
+    vae = VAE(encoder, nn.Linear(2, 16), Bernoulli(), 2)
+    with pytest.raises(error, match=message):
+        train(replace(CONFIG, bound=bound), vae=vae, data=stripes(), device="cpu")
+
+
+def test_batch_normalisation_and_dropout_are_trained_where_no_certificate_is() -> None:
+    encoder = nn.Sequential(nn.Linear(16, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.1), nn.Linear(8, 4))
+    vae = VAE(encoder, nn.Linear(2, 16), Bernoulli(), 2)
+    history = train(replace(CONFIG, kappa=1.0), vae=vae, data=stripes(), device="cpu").history
+    assert (history["certified"] <= history["clean"]).all()
+
+
+@pytest.mark.parametrize(("beta", "collapses"), [(100.0, True), (1e-3, False)])
+def test_a_collapsed_posterior_is_warned_of(beta: float, collapses: bool) -> None:
+    config = replace(CONFIG, steps=200, kappa=1.0, beta=beta)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        kl = train(config, data=stripes(), device="cpu").history["kl"].iloc[-1]
+    assert (kl < 0.5) == collapses
+    said = [str(warning.message) for warning in caught if warning.category is CollapsedPosteriorWarning]
+    assert len(said) == collapses and all(f"a KL of {kl:.2g} nats is below 0.5" in line for line in said)
 
 
 def test_fewer_examples_than_a_batch_are_an_error() -> None:

@@ -1,7 +1,7 @@
 """A grid of configurations: each in its own folder, finished ones kept, failed ones named, all rows in one file."""
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +69,7 @@ def test_a_row_for_each_configuration_measured_at_its_own_eps(tmp_path: Path, ta
             measured["clean"].sem(),
             measured["kl"].mean(),
         )
-        fields = {k: " ".join(map(str, v)) if isinstance(v, list) else v for k, v in config.as_dict().items()}
+        fields = {k: " ".join(map(str, v)) if isinstance(v, tuple) else v for k, v in asdict(config).items()}
         assert {name: str(row[name]) for name in fields} == {name: str(value) for name, value in fields.items()}
         assert row["images"] == IMAGES
     pd.testing.assert_frame_equal(read_rows(tmp_path / "sweep.csv"), rows, check_exact=True)
@@ -161,6 +161,7 @@ def test_what_makes_no_sense_is_refused(tmp_path: Path) -> None:
 def test_varying_fields() -> None:
     assert varying(GRID) == ["kappa", "lr"]
     assert varying(GRID[:1]) == []
+    assert varying([CONFIG, replace(CONFIG, beta=4.0)]) == ["beta"]
 
 
 @pytest.fixture

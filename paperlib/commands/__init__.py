@@ -1,0 +1,1 @@
+"""The commands of `python -m paperlib`: each is a dataclass, its fields are flags, their docstrings the help."""
