@@ -27,6 +27,7 @@ from paperlib.runtime.files import read_tensors
 from paperlib.runtime.numbers import rounded_down
 from paperlib.runtime.parallel import TasksFailedError
 from paperlib.runtime.rows import write_rows
+from paperlib.runtime.terminal import escape_unprintable
 from paperlib.training import sweep
 from paperlib.training.checkpoint import load
 from paperlib.training.config import TrainConfig
@@ -222,6 +223,7 @@ COMMANDS: dict[str, Callable[..., Command]] = {"train": Train, "attack": Attack,
 def main(args: list[str] | None = None) -> NoReturn:
     """Exit status: 0, 1 after an error told in one line, 2 for flags that make no sense, 130 after an interrupt."""
     tune_malloc()
+    escape_unprintable()
     try:
         tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="python -m paperlib", args=args, description=__doc__).run()
     except TasksFailedError as error:
@@ -242,8 +244,7 @@ def _say(text: str) -> None:
 PASSIVE_THREADS = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "0"}
 
 if __name__ == "__main__":
-    # By default torch's threads spin while they wait, which makes them many times slower beside other work. They read
-    # these settings when torch is loaded, and it is by now: start again, unless the user has decided already.
+    # torch's threads read these when it is loaded, and it is by now: start again, unless the user has decided already.
     if os.name == "posix" and not PASSIVE_THREADS.keys() & os.environ.keys():
         os.execve(sys.executable, sys.orig_argv, {**os.environ, **PASSIVE_THREADS})
     main()
