@@ -20,7 +20,7 @@ import tyro
 
 from paperlib.data.datasets import DataError, checksum, data_root, resolve
 from paperlib.paper.results import ROOT, home
-from paperlib.runtime.files import check_writable
+from paperlib.runtime.files import check_folder
 from paperlib.runtime.parallel import cores
 from paperlib.runtime.terminal import escape_unprintable
 from scripts.nbfile import NotebookError
@@ -217,7 +217,7 @@ def main(options: FigureOptions) -> int:
             signal.signal(number, interrupt)
     escape_unprintable()
     try:
-        check_writable(ROOT / "build")  # before data are downloaded
+        check_folder(ROOT / "build")  # before data are downloaded
         dataset = dataset_of(options)
         site = Site(ROOT, options.profile, dataset, home(options.profile, dataset), checksum(dataset))
         with alone(site):

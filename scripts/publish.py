@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from paperlib.runtime.files import UnwritableFolderError, check_writable, locked
+from paperlib.runtime.files import UnwritableFolderError, check_folder, locked
 from paperlib.runtime.rows import same_result
 from paperlib.runtime.terminal import escape_unprintable
 from scripts.nbfile import NotebookError
@@ -108,7 +108,7 @@ def start_command(*folders: Path) -> None:
     escape_unprintable()
     try:
         for folder in folders:
-            check_writable(folder)
+            check_folder(folder)
     except UnwritableFolderError as error:
         sys.exit(f"error: {error}")
 
@@ -116,7 +116,7 @@ def start_command(*folders: Path) -> None:
 @contextmanager
 def alone(site: Site) -> Iterator[None]:
     """Two runs for the same results at once would share a staging: the second is refused."""
-    check_writable(site.work)
+    check_folder(site.work)
     with ExitStack() as stack:
         try:
             descriptor = stack.enter_context(locked(site.work / "lock"))
@@ -130,7 +130,7 @@ def check_folders(site: Site) -> None:
     """Raise UnwritableFolderError before any work, unless everything that a run leaves behind can be written."""
     kept = [folder for folder in (site.root / "build" / "failed", *site.work.rglob("*")) if folder.is_dir()]
     for folder in (*kept, site.home / "figures", site.home / "figures" / "data", site.home / "notebooks"):
-        check_writable(folder)
+        check_folder(folder)
 
 
 @contextmanager

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from paperlib.data.toys import TOYS, toy_points
-from paperlib.runtime.files import atomic, check_writable
+from paperlib.runtime.files import atomic, check_folder
 from paperlib.threats.balls import LinfBall
 
 CHECKSUMS = {
@@ -167,7 +167,7 @@ def _download(name: str, root: Path, files: list[str]) -> None:
         ) from error
     kind = datasets.MNIST if name == "mnist" else datasets.FashionMNIST
     try:
-        check_writable(root)
+        check_folder(root)
         with tempfile.TemporaryDirectory(prefix="paperlib-") as folder:
             kind(folder, download=True)
             came = {file: Path(folder) / file for file in files}

@@ -35,7 +35,7 @@ class UnwritableFolderError(OSError):
     """No file can be made in a folder; the message names it, the cause and what to do."""
 
 
-def check_writable(folder: Path) -> None:
+def check_folder(folder: Path) -> None:
     """To be called before work begins whose results go into `folder`, which is made if it is missing.
 
     Raises:

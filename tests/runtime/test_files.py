@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from paperlib.runtime.files import UnwritableFolderError, atomic, check_writable, locked
+from paperlib.runtime.files import UnwritableFolderError, atomic, check_folder, locked
 
 
 def test_the_file_appears_when_the_block_ends_well(tmp_path: Path) -> None:
@@ -104,18 +104,18 @@ def test_a_file_system_that_refuses_permissions_takes_the_file(tmp_path: Path, m
 def test_a_folder_that_cannot_be_written_is_named_with_the_cause_and_what_to_do(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    check_writable(tmp_path / "new" / "folder")
+    check_folder(tmp_path / "new" / "folder")
     assert list((tmp_path / "new" / "folder").iterdir()) == []
     (tmp_path / "file").touch()
     with pytest.raises(UnwritableFolderError, match=r"cannot write into .*/file \(File exists\)"):
-        check_writable(tmp_path / "file")
+        check_folder(tmp_path / "file")
 
     def refused(**_: object) -> None:
         raise PermissionError(errno.EACCES, "Permission denied")
 
     monkeypatch.setattr(tempfile, "TemporaryFile", refused)  # not by permissions, which say nothing to root
     with pytest.raises(UnwritableFolderError) as caught:
-        check_writable(tmp_path / "new")
+        check_folder(tmp_path / "new")
     words = f"cannot write into {tmp_path / 'new'} (Permission denied): it must be a folder that user {os.getuid()} may"
     assert str(caught.value).startswith(words) and "docker run --user" in str(caught.value)
 
