@@ -19,7 +19,10 @@ HEADING = printf '\n== %s\n'
 .DEFAULT_GOAL := help
 .PHONY: help figures plots test bench readme lab html docker lock env clean
 
-# No window is ever opened. Kernels need matplotlib's inline backend instead, so nbval below runs without this, and
+# The user's environment reaches what make starts as it is, but for the variables that are set here and in recipes;
+# `make help` lists all that matter.
+
+# No window is ever opened. Kernels need matplotlib's inline backend instead, so $(KERNELS) below is without this, and
 # scripts.figures takes it out of the kernels' environment. Nor must a slow machine show bars where nbval compares.
 figures plots test bench readme html: export MPLBACKEND = Agg
 
@@ -27,6 +30,11 @@ figures plots test bench readme html: export MPLBACKEND = Agg
 # times slower beside any other work. Let them sleep, unless the user has decided; both are read when torch is loaded.
 figures plots test readme lab html: export OMP_WAIT_POLICY ?= passive
 figures plots test readme lab html: export GOMP_SPINCOUNT ?= 0
+
+# Before whatever starts kernels outside scripts.figures. A kernel works in its notebook's folder: without the path it
+# would import the library of the checkout that was installed last, when several share an environment; and with a
+# backend that draws into files it would show no picture.
+KERNELS = unset MPLBACKEND; export JUPYTER_PREFER_ENV_PATH=1 PYTHONPATH="$(CURDIR)$${PYTHONPATH:+:$$PYTHONPATH}";
 
 help: ## list the commands and their options
 	@awk -F ' ## ' '/^[a-z]+:.* ## / { split($$1, name, ":"); printf "  make %-9s %s\n", name[1], $$2 }' $(MAKEFILE_LIST)
@@ -38,6 +46,20 @@ help: ## list the commands and their options
 	  FORCE=1 'make again what is up to date (figures)' \
 	  VENV=.venv 'folder of the environment' \
 	  PYTHON=python3.12 'what creates the environment (3.11 to 3.13; else the first such one found)'
+	@printf '\nEnvironment:\n'
+	@printf '  %-24s %s\n' \
+	  PAPERLIB_DATA 'folder of the full data sets; else paperlib in XDG_CACHE_HOME or ~/.cache' \
+	  OMP_WAIT_POLICY 'else passive: threads that wait sleep (not in bench)' \
+	  GOMP_SPINCOUNT 'else 0, likewise' \
+	  OMP_NUM_THREADS 'torch threads of a command; figures always take 1 a process' \
+	  CUDA_VISIBLE_DEVICES 'the GPUs to use (bench: none)' \
+	  PIP_EXTRA_INDEX_URL 'one more index for env; others of pip likewise (PIP_...)' \
+	  PYTHONPATH 'kept, behind this checkout' \
+	  MPLBACKEND 'not used: Agg, and in kernels the inline backend' \
+	  PAPERLIB_LOG 'set for kernels: where their progress is written' \
+	  PYTHONWARNINGS 'set for the kernels of test: ignore' \
+	  JUPYTER_PREFER_ENV_PATH 'set for kernels: 1, kernels of this environment come first' \
+	  KINETO_LOG_LEVEL 'set for bench: 99'
 
 RUN_FLAGS = --profile $(PROFILE) --dataset $(DATASET) $(if $(NB),--only $(NB))
 
@@ -57,7 +79,7 @@ test: $(STAMP) ## check style, types, tests and the committed notebooks
 	@$(HEADING) 'pytest: tests'
 	@$(BIN)/python -m pytest
 	@$(HEADING) 'nbval: committed notebooks'
-	@unset MPLBACKEND; PAPERLIB_LOG=/dev/null JUPYTER_PREFER_ENV_PATH=1 PYTHONWARNINGS=ignore \
+	@$(KERNELS) PAPERLIB_LOG=/dev/null PYTHONWARNINGS=ignore \
 	  $(BIN)/python -m pytest --nbval --nbval-current-env notebooks
 
 # Targets are for the CPU, which is then the processor that the rows name; the profiler is kept from telling of its own.
@@ -68,7 +90,7 @@ readme: $(STAMP) ## write the numbers of README.md anew from the committed rows
 	@$(BIN)/python -m scripts.readme
 
 lab: $(STAMP) ## open the notebooks in JupyterLab
-	@$(BIN)/jupyter lab $(LAB_FLAGS) notebooks
+	@$(KERNELS) $(BIN)/jupyter lab $(LAB_FLAGS) notebooks
 
 html: $(STAMP) ## write the notebooks and the library's reference as pages for a browser, into build/html
 	@$(BIN)/python -m scripts.html --profile $(PROFILE) --dataset $(DATASET)
@@ -77,13 +99,14 @@ docker: ## build the container image `provae`
 	@docker build -t provae .
 
 # To raise a version: change pyproject.toml, or `pip install -U` it in the environment; then `make lock`.
-# torch brings the CUDA libraries of its platform, at the versions it was built for; a lock for all platforms has none.
+# torch brings the CUDA libraries of its platform, at the versions it was built for; a lock for all platforms has none,
+# and no builds for one of them either, such as 2.14.1+cpu.
 lock: env ## write requirements.lock anew from pyproject.toml and the environment
 	@$(PIP) -e '.[test]'
 	@mkdir -p build
 	@$(BIN)/python -m pip freeze --all --exclude-editable > build/freeze.txt
-	@{ sed -n '/^#/p' requirements.lock; grep -Ev '^(pip|wheel|triton|nvidia-[^=]*|cuda-[^=]*)==' build/freeze.txt; } \
-	  > build/requirements.lock
+	@{ sed -n '/^#/p' requirements.lock; \
+	  sed -E '/^(pip|wheel|triton|nvidia-[^=]*|cuda-[^=]*)==/d; s/\+[a-z0-9.]+$$//' build/freeze.txt; } > build/requirements.lock
 	@mv build/requirements.lock requirements.lock
 	@touch $(STAMP)
 

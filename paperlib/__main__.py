@@ -14,6 +14,7 @@ from paperlib.commands.train import Train
 from paperlib.runtime.device import tune_malloc
 from paperlib.runtime.distributed import PeerStoppedError
 from paperlib.runtime.parallel import TasksFailedError
+from paperlib.runtime.terminal import escape_unprintable
 from paperlib.training.loop import TrainingDivergedError
 
 ERRORS = (OSError, ValueError, ModuleNotFoundError, PeerStoppedError, TasksFailedError, TrainingDivergedError)
@@ -24,6 +25,7 @@ COMMANDS: dict[str, Callable[..., Command]] = {"train": Train, "attack": Attack,
 def main(args: list[str] | None = None) -> NoReturn:
     """Exit status: 0, 1 after an error told in one line, 2 for flags that make no sense, 130 after an interrupt."""
     tune_malloc()
+    escape_unprintable()
     try:
         tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="python -m paperlib", args=args, description=__doc__).run()
     except TasksFailedError as error:
@@ -39,8 +41,7 @@ def main(args: list[str] | None = None) -> NoReturn:
 PASSIVE_THREADS = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "0"}
 
 if __name__ == "__main__":
-    # By default torch's threads spin while they wait, which makes them many times slower beside other work. They read
-    # these settings when torch is loaded, and it is by now: start again, unless the user has decided already.
+    # torch's threads read these when it is loaded, and it is by now: start again, unless the user has decided already.
     if os.name == "posix" and not PASSIVE_THREADS.keys() & os.environ.keys():
         os.execve(sys.executable, sys.orig_argv, {**os.environ, **PASSIVE_THREADS})
     main()

@@ -30,6 +30,7 @@ from paperlib.runtime.device import tune_malloc
 from paperlib.runtime.progress import Progress
 from paperlib.runtime.rows import read_header, write_rows
 from scripts.bench_report import device_table, ratio_table, ratios, step_table
+from scripts.publish import start_command
 
 DATASET = "mnist5k"  # needs no network
 PRODUCT = re.compile("mm|conv")  # in torch's names of matrix products and convolutions
@@ -184,8 +185,7 @@ def measure(every: list[BenchmarkCase], sizes: BenchmarkSizes) -> pd.DataFrame:
     begin = perf_counter()
     with Progress("bench", sizes.rounds) as progress:
         for number in range(sizes.rounds):
-            for one in every:
-                rows.append({"kind": one.kind, "name": one.name, "round": number, "seconds": one.seconds()})
+            rows += [{"kind": one.kind, "name": one.name, "round": number, "seconds": one.seconds()} for one in every]
             progress.step()
             if perf_counter() - begin > sizes.seconds:
                 break
@@ -217,8 +217,9 @@ def main(options: BenchmarkOptions) -> None:
     torch.manual_seed(0)
     tune_malloc()  # as the processes of experiments and commands do
     sizes = QUICK if options.quick else BenchmarkSizes()
-    every = cases(sizes, options.device)
     results = Results(*(("smoke", DATASET) if options.quick else ("paper", "mnist")), recompute=True)  # where to write
+    start_command(results.target / "data")
+    every = cases(sizes, options.device)
     begin = perf_counter()
     rows = measure(every, sizes)
     if options.device == "cuda":
@@ -229,8 +230,7 @@ def main(options: BenchmarkOptions) -> None:
     shares = profiled(every)
     seconds = perf_counter() - begin
     for name, frame in (("00_cost", rows), ("00_profile", shares)):
-        path = results.target / "data" / f"{name}.csv"
-        write_rows(path, frame, asdict(sizes), data_origin(DATASET), seconds)
+        write_rows(results.target / "data" / f"{name}.csv", frame, asdict(sizes), data_origin(DATASET), seconds)
     about = read_header(results.target / "data" / "00_cost.csv")
     style()
     caption = (

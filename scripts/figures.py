@@ -6,15 +6,12 @@ and the same earlier results is not made again, neither by a run that was interr
 the staging, and its trainings go on from their last epoch.
 """
 
-import fcntl
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -24,10 +21,23 @@ import tyro
 from paperlib.data.arrays import DataError
 from paperlib.data.datasets import checksum, data_root, resolve
 from paperlib.paper.results import ROOT, home
+from paperlib.runtime.files import check_folder
 from paperlib.runtime.parallel import cores
+from paperlib.runtime.terminal import escape_unprintable
 from scripts.nbfile import NotebookError
 from scripts.plan import Notebook, discover, fingerprint, outdated, plan
-from scripts.publish import RUNS, Site, publish, published, read_json, record, uninterrupted, write_json
+from scripts.publish import (
+    RUNS,
+    Site,
+    alone,
+    check_folders,
+    publish,
+    published,
+    read_json,
+    record,
+    uninterrupted,
+    write_json,
+)
 
 CELL_SECONDS = 6 * 3600.0  # a guard against a hung cell, far above the slowest one on a slow laptop
 
@@ -118,13 +128,27 @@ def check_figures(staging: Path, notebook: Notebook) -> None:
 
 
 def in_child(job: dict[str, Any], name: str) -> dict[str, Any]:
-    """Run `scripts.headless` in a process of its own, so that memory is measured and given back for each notebook."""
+    """Run `scripts.headless` in a process of its own, so that memory is measured and given back for each notebook.
+
+    It inherits the lock of `alone`, and ends when this process does: the lock is free only when nobody is at work.
+    """
     command = [sys.executable, "-m", "scripts.headless", json.dumps(job)]
     here = Path(__file__).resolve().parent.parent
     # Its own session: Ctrl-C reaches only this process, which then ends the child once and lets it close its kernel.
-    with subprocess.Popen(command, cwd=here, stdout=subprocess.PIPE, text=True, start_new_session=True) as child:
+    # Nothing is ever written into the pipe to the child: that it closes tells the child of this process's end.
+    with subprocess.Popen(
+        command,
+        cwd=here,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        close_fds=False,
+    ) as child:
+        assert child.stdout is not None
         try:
-            output, _ = child.communicate()
+            output = child.stdout.read()
+            child.wait()
         except BaseException:
             child.terminate()
             try:
@@ -140,18 +164,6 @@ def in_child(job: dict[str, Any], name: str) -> dict[str, Any]:
     if "error" in report:
         raise NotebookError(report["error"])
     return report
-
-
-@contextmanager
-def alone(site: Site) -> Iterator[None]:
-    """Two runs for the same results at once would share a staging: the second is refused."""
-    site.work.mkdir(parents=True, exist_ok=True)
-    with (site.work / "lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise NotebookError(f"another run is at work in {site.show(site.work)}") from error
-        yield
 
 
 def figures(site: Site, options: FigureOptions) -> None:
@@ -204,12 +216,15 @@ def main(options: FigureOptions) -> int:
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup has it
             signal.signal(number, interrupt)
+    escape_unprintable()
     try:
+        check_folder(ROOT / "build")  # before data are downloaded
         dataset = dataset_of(options)
         site = Site(ROOT, options.profile, dataset, home(options.profile, dataset), checksum(dataset))
         with alone(site):
+            check_folders(site)
             figures(site, options)
-    except (NotebookError, DataError) as error:
+    except (NotebookError, DataError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

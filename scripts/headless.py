@@ -34,6 +34,7 @@ from papermill.exceptions import PapermillExecutionError
 from scripts.nbfile import NotebookError, check_run, check_source, normalise, stopped_at
 
 START_SECONDS = 120  # a kernel on a busy two-core machine
+END_SECONDS = 15  # for the kernel to be shut down
 
 
 def run(
@@ -95,6 +96,10 @@ def _execute(
         kernel_env = {name: value for name, value in os.environ.items() if name != "MPLBACKEND"}  # inline, not Agg
         kernel_env |= {"IPYTHONDIR": str(private), "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
         kernel_env |= {"PAPERLIB_LOG": str(log)} if log else {}
+        if os.path.expanduser("~") == "~":  # a user without a name, where HOME is not set: Jupyter needs some home
+            kernel_env["HOME"] = str(private)
+        # The kernel inherits what this process did: if this one is killed, the caller's lock is held until both ended.
+        launch = {"env": kernel_env | env, "stdout": said, "stderr": said, "close_fds": False}
         executed: NotebookNode = execute_notebook(
             *(str(path).replace("{", "{{").replace("}", "}}") for path in (source, part)),  # papermill formats paths
             parameters=dict(parameters),
@@ -105,7 +110,7 @@ def _execute(
             start_timeout=START_SECONDS,
             execution_timeout=timeout,
             iopub_timeout=60,  # the default of 4 s is short for a large figure on a busy machine
-            kernel_manager_class=_manager(private, {"env": kernel_env | env, "stdout": said, "stderr": said}),
+            kernel_manager_class=_manager(private, launch),
             record_timing=False,
             coalesce_streams=True,
         )
@@ -177,13 +182,25 @@ def _short(path: Path) -> str:
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 
+def _end_with_parent() -> None:
+    """Wait until the other end of stdin is closed, which the parent does only by ending; then end this process, too."""
+    os.read(0, 1)  # not sys.stdin, which would stay locked by this thread at the end of the interpreter
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(END_SECONDS)
+    os._exit(1)
+
+
 def main(job: str) -> int:
-    """Run one notebook in this process; the last line on stdout is a JSON report: seconds and peak_gib, or error."""
+    """Run one notebook in this process; the last line on stdout is a JSON report: seconds and peak_gib, or error.
+
+    Stdin is a pipe whose other end the parent keeps open: this process ends when it is closed.
+    """
 
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
     signal.signal(signal.SIGTERM, interrupt)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     values: dict[str, Any] = json.loads(job)
     values |= {name: Path(values[name]) for name in ("source", "target", "failed", "log")}
     start = time.perf_counter()

@@ -17,6 +17,7 @@ from paperlib.paper.results import ROOT, home
 from scripts.api import reference
 from scripts.figures import FigureOptions, dataset_of
 from scripts.pages import Link, PageError, Source, render
+from scripts.publish import start_command
 
 HEADING = "Provably robust deep generative models"
 
@@ -77,6 +78,7 @@ def build(notebooks: Path, docs: Path, target: Path) -> list[str]:
 def main(profile: Literal["paper", "smoke"] = "paper", dataset: str = "auto") -> int:
     """Turn the published notebooks of a profile and data set into pages under build/html."""
     target = ROOT / "build" / "html"
+    start_command(target.parent, *filter(Path.exists, [target]))
     published = home(profile, dataset_of(FigureOptions(profile=profile, dataset=dataset, redraw=True)))
     try:
         pages = build(published / "notebooks", ROOT / "docs", target)

@@ -6,16 +6,21 @@ SHA-256 of every file that it published.
 
 import hashlib
 import json
+import os
 import shutil
 import signal
+import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from paperlib.runtime.files import UnwritableFolderError, check_folder, locked
 from paperlib.runtime.rows import same_result
+from paperlib.runtime.terminal import escape_unprintable
+from scripts.nbfile import NotebookError
 
 RUNS = Path("figures/data/runs.json")  # measured seconds and memory of the runs that made the published results
 
@@ -96,6 +101,36 @@ def publish(staging: Path, home: Path) -> dict[str, str]:
 
 def _names(staging: Path) -> list[Path]:
     return sorted(path.relative_to(staging) for path in staging.rglob("*") if path.is_file() and path.name[0] != ".")
+
+
+def start_command(*folders: Path) -> None:
+    """First in a command: end it with one line unless it can write into these folders; it may print anything."""
+    escape_unprintable()
+    try:
+        for folder in folders:
+            check_folder(folder)
+    except UnwritableFolderError as error:
+        sys.exit(f"error: {error}")
+
+
+@contextmanager
+def alone(site: Site) -> Iterator[None]:
+    """Two runs for the same results at once would share a staging: the second is refused."""
+    check_folder(site.work)
+    with ExitStack() as stack:
+        try:
+            descriptor = stack.enter_context(locked(site.work / "lock"))
+        except BlockingIOError as error:
+            raise NotebookError(f"another run is at work in {site.show(site.work)}: wait until it ends") from error
+        os.set_inheritable(descriptor, True)  # by the notebooks' runners: it is free only when all have ended
+        yield
+
+
+def check_folders(site: Site) -> None:
+    """Raise UnwritableFolderError before any work, unless everything that a run leaves behind can be written."""
+    kept = [folder for folder in (site.root / "build" / "failed", *site.work.rglob("*")) if folder.is_dir()]
+    for folder in (*kept, site.home / "figures", site.home / "figures" / "data", site.home / "notebooks"):
+        check_folder(folder)
 
 
 @contextmanager

@@ -22,6 +22,7 @@ from paperlib.runtime.numbers import rounded_down
 from paperlib.runtime.rows import read_header, read_rows
 from scripts.bench_report import device_table, ratio_table, step_table
 from scripts.plan import Notebook
+from scripts.publish import start_command
 
 PAGES = ("README.md", "docs/costs.md", "figures/data/README.md")
 DATA = ROOT / "figures" / "data"
@@ -178,15 +179,16 @@ def filled(text: str) -> str:
 
 
 def main() -> None:
+    start_command(*{(ROOT / page).parent for page in PAGES})
     for page in PAGES:
         path = Path(ROOT / page)
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8")
         new = filled(text)
         if new == text:
             print(f"{page} is up to date")
             continue
         with atomic(path) as temporary:
-            temporary.write_text(new)
+            temporary.write_text(new, encoding="utf-8")
         print(f"{page} written anew")
 
 

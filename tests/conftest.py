@@ -3,6 +3,7 @@
 import ast
 import os
 import re
+import signal
 from pathlib import Path
 from typing import Literal
 
@@ -15,6 +16,14 @@ from hypothesis import settings
 # Before torch is loaded: threads that wait sleep, as make has it, so that the suite is quick beside other work.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("GOMP_SPINCOUNT", "0")
+
+# A job in the background of a script is started with SIGINT ignored, and so would all be that it starts: tests that
+# press Ctrl-C need it to interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# Processes that tests start import this checkout's library, and not that of the checkout which was installed last.
+_PATH = (str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH"))
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, _PATH))
 
 # A wrong word must meet the library's own message, so beartype takes any string for each Literal in the sources.
 _SOURCES = (Path(__file__).parents[1] / "paperlib").rglob("*.py")

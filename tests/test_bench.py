@@ -240,3 +240,15 @@ def test_the_block_of_the_readme_says_where_it_was_measured(tmp_path: Path, monk
     header = read_header(tmp_path / "00_cost.csv")
     for words in ("`make bench`", header["processor"], f"torch threads: {header['threads']}", "3 rounds"):
         assert words in note
+
+
+def test_a_folder_that_cannot_be_written_is_told_before_anything_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured: list[object] = []
+    monkeypatch.setattr(bench, "cases", lambda *asked: measured.append(asked) or [])
+    monkeypatch.setenv("PAPERLIB_STAGING", str(tmp_path / "file"))
+    (tmp_path / "file").touch()
+    with pytest.raises(SystemExit, match=r"error: cannot write into .*file/figures/data"):
+        bench.main(BenchmarkOptions(quick=True))
+    assert measured == []

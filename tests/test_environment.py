@@ -80,7 +80,18 @@ def test_lock_meets_direct_dependency(requirement: Requirement) -> None:
 
 def test_installed_is_locked() -> None:
     installed = {name: _version(name) for name in LOCK}
-    assert installed == LOCK
+    assert {name: version and _public(version) for name, version in installed.items()} == LOCK
+
+
+def test_every_pin_admits_the_lowest_python() -> None:
+    """The first release of each Python that the project admits, by what the pinned distribution itself says."""
+    others = [name for name in LOCK if _public(_version(name) or "") != LOCK[name]]
+    own = {name: importlib.metadata.metadata(name)["Requires-Python"] or "" for name in LOCK if name not in others}
+    releases = [f"{python}.0" for python in PYTHONS]
+    narrow = [f"{name}: {text}" for name, text in own.items() if not all(r in SpecifierSet(text) for r in releases)]
+    assert narrow == []
+    if others:
+        pytest.skip(f"not read, as another version than the lock's is installed: {', '.join(others)}")
 
 
 @pytest.mark.parametrize("python", PYTHONS)
@@ -108,6 +119,11 @@ def test_left_out_of_the_lock_are_torchs_own_only() -> None:
     needs = {requirer: _requirements(requirer, set(), default_environment()) for requirer in LOCK}
     requirers = {name for name, needed in needs.items() if any(BY_TORCH.fullmatch(r.name.lower()) for r in needed)}
     assert requirers <= {"torch"}
+
+
+def _public(version: str) -> str:
+    """Without the name of a build: 2.14.1+cpu is 2.14.1."""
+    return version.partition("+")[0]
 
 
 @functools.cache
@@ -319,6 +335,9 @@ def test_same_python_range_everywhere() -> None:
     assert [version for version in MINORS if version in Requirement(conda).specifier] == PYTHONS
     assert classifiers == PYTHONS
     assert _workflow()["jobs"]["test"]["strategy"]["matrix"]["python"] == PYTHONS
+    assert f"badge/python-{lowest}%20to%20{PYTHONS[-1]}-" in read("README.md")
+    assert f"Python {lowest} to {PYTHONS[-1]}" in read("README.md")
+    assert f"Serves Python {lowest} to {PYTHONS[-1]}" in read("requirements.lock")
     assert set(re.findall(r"python(3\.\d+)", read("Dockerfile"))) <= set(PYTHONS)
     assert PROJECT["tool"]["ruff"]["target-version"] == f"py{lowest.replace('.', '')}"
     assert PROJECT["tool"]["mypy"]["python_version"] == lowest
@@ -367,6 +386,26 @@ def test_container_makes_the_figures_as_a_user_without_privileges() -> None:
     assert re.fullmatch(r"BASE=nvidia/cuda:13\.[\w.]+-base-ubuntu24\.04", last["ARG"])
 
 
+@pytest.mark.parametrize("name", ["README.md", "Dockerfile"])
+def test_the_documented_container_keeps_results_and_runs_as_the_owner_of_their_folders(name: str) -> None:
+    lines = re.sub(r"(?m)^# *", "", read(name)).replace("\\\n", " ").splitlines()
+    (run,) = (line for line in lines if "docker run" in line and "--gpus" in line)
+    work = dict(_instructions())["WORKDIR"]
+    mounts = dict(re.findall(r'-v "\$PWD/(\w+):(\S+)"', run))
+    assert mounts == {folder: f"{work}/{folder}" for folder in ("build", "figures", "notebooks")}
+    assert '--user "$(id -u):$(id -g)"' in run and run.split()[-1] == "provae"
+    assert "mkdir -p build" in "\n".join(lines), "docker would make the folder, and as root"
+
+
+def test_any_user_of_the_container_has_a_home_and_data_that_stay() -> None:
+    steps = [rest for name, rest in _instructions() if name in ("RUN", "ENV")]
+    assert steps.index("make env") < len(steps) - 1, "nothing of the image's own user lies in that home"
+    (home,) = re.findall(r"HOME=(\S+)", dict(_instructions())["ENV"])
+    assert any(f"install --directory --mode=1777 {home} " in step for step in steps)
+    assert any("git config --system --add safe.directory /provae" in step for step in steps)
+    assert "PAPERLIB_DATA=/provae/build/data" in dict(_instructions())["ENV"], "in a folder that is mounted"
+
+
 def test_jupyter_keeps_its_token() -> None:
     assert re.search(r"(?i)token\s*=|password\s*=", read("Dockerfile") + MAKEFILE) is None
 
@@ -396,6 +435,19 @@ def test_workflow_runs_make_test_and_nothing_else() -> None:
     assert _workflow()["permissions"] == {"contents": "read"}
 
 
+def test_workflow_runs_on_linux_and_macos_and_keeps_downloads() -> None:
+    job = _workflow()["jobs"]["test"]
+    assert job["strategy"]["matrix"]["os"] == ["ubuntu-latest", "macos-latest"]
+    assert job["runs-on"] == "${{ matrix.os }}"
+    (setup,) = (step["with"] for step in job["steps"] if step.get("uses", "").startswith("actions/setup-python"))
+    assert (setup["cache"], setup["cache-dependency-path"]) == ("pip", "requirements.lock")
+
+
+def test_the_badge_is_of_the_workflow() -> None:
+    badge = re.findall(r"\((?:\.\./){2}actions/workflows/([\w.]+)(?:/badge\.svg)?\)", read("README.md"))
+    assert len(badge) == 2 and all((ROOT / ".github" / "workflows" / name).is_file() for name in badge)
+
+
 def test_licence_is_the_same_everywhere() -> None:
     assert read("LICENSE").startswith("MIT License\n")
     assert PROJECT["project"]["license"] == yaml.safe_load(read("CITATION.cff"))["license"] == "MIT"
@@ -411,6 +463,51 @@ def test_ci_runs_make_test_from_any_folder(tmp_path: Path) -> None:
     _executable(tmp_path / "bin" / "make", 'echo "$PWD: $*"; exit 3')
     done = subprocess.run([script], cwd=tmp_path, env=_env(tmp_path / "bin"), capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (3, f"{tmp_path / 'checkout'}: test\n")
+
+
+def test_every_variable_that_make_sets_or_passes_on_is_listed() -> None:
+    said = subprocess.run(["make", "-C", ROOT, "-s", "help"], env=_env(), capture_output=True, text=True).stdout
+    listed = set(re.findall(r"(?m)^  ([A-Z_]+) ", said.partition("Environment:\n")[2]))
+    exported = set(re.findall(r"\bexport ([A-Z_]+)", MAKEFILE))
+    in_recipes = set(re.findall(r"\b([A-Z]+_[A-Z_]+|PYTHON[A-Z]+|MPL[A-Z]+)=[^\s']*", MAKEFILE)) - {"LAB_FLAGS"}
+    assert {"MPLBACKEND", "OMP_WAIT_POLICY", "CUDA_VISIBLE_DEVICES", "PYTHONPATH"} <= exported | in_recipes
+    assert exported | in_recipes <= listed
+    assert {"PAPERLIB_DATA", "PIP_EXTRA_INDEX_URL", "OMP_NUM_THREADS"} <= listed
+
+
+KERNEL = """
+import os, paperlib, matplotlib
+print(paperlib.__file__)
+print(matplotlib.get_backend())
+"""
+
+
+@pytest.mark.parametrize("target", ["lab", "test"])
+def test_a_notebook_imports_the_library_of_its_own_checkout_and_shows_pictures(tmp_path: Path, target: str) -> None:
+    """Here another checkout, or none, is installed; and the user draws into files."""
+    root = tmp_path / "a checkout"
+    (root / "paperlib").mkdir(parents=True)
+    (root / "notebooks").mkdir()
+    (root / "paperlib" / "__init__.py").touch()
+    for name in ("Makefile", "pyproject.toml", "requirements.lock"):
+        shutil.copy(ROOT / name, root)
+    cell = nbformat.v4.new_code_cell(KERNEL, execution_count=1)
+    expected = f"{root / 'paperlib' / '__init__.py'}\nmodule://matplotlib_inline.backend_inline\n"
+    cell.outputs = [nbformat.v4.new_output("stream", name="stdout", text=expected)]
+    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    notebook = nbformat.v4.new_notebook(cells=[cell], metadata={"kernelspec": kernel})
+    nbformat.write(notebook, root / "notebooks" / "00_a.ipynb")
+    # stand-ins for all but what starts the kernel: nbval itself, and for JupyterLab the same in its place
+    nbval = f"exec '{sys.executable}' -m pytest -p no:cacheprovider --nbval --nbval-current-env notebooks"
+    (tmp_path / "bin").mkdir()
+    _executable(tmp_path / "bin" / "python", f'case "$*" in *--nbval*) {nbval} ;; esac')
+    _executable(tmp_path / "bin" / "jupyter", nbval)
+    for name in ("ruff", "mypy"):
+        _executable(tmp_path / "bin" / name, "exit 0")
+    (tmp_path / ".installed").touch()
+    env = _env() | {"MPLBACKEND": "Agg"}
+    done = subprocess.run(["make", target, "VENV=.."], cwd=root, env=env, capture_output=True, text=True)
+    assert done.returncode == 0 and "1 passed" in done.stdout, done.stdout
 
 
 def test_every_target_has_help_and_help_lists_it() -> None:
@@ -435,7 +532,7 @@ INSIDE = """
 if [ "$1" = -c ]; then exit 0; fi
 echo "$*" >> log
 case "$*" in
-*'pip freeze'*) printf 'B==2\\nnvidia-x==1\\ncuda-y==1\\ntriton==1\\npip==1\\na==1\\n' ;;
+*'pip freeze'*) printf 'B==2+cpu\\nnvidia-x==1\\ncuda-y==1\\ntriton==1\\npip==1\\na==1\\n' ;;
 *'pip install'*) case "$(cat pip 2>/dev/null)" in interrupt) kill -INT 0; sleep 5 ;; fail) exit 1 ;; esac ;;
 esac
 """

@@ -1,13 +1,19 @@
 """The runner behind `make figures`, on throw-away notebooks: each way in which a run can lie is tried here."""
 
+import errno
+import fcntl
 import json
 import os
+import pwd
 import shutil
 import signal
+import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +25,7 @@ from scripts.figures import FigureOptions, figures, make
 from scripts.headless import run
 from scripts.nbfile import NotebookError, normalise
 from scripts.plan import discover, fingerprint, outdated, plan
-from scripts.publish import RUNS, Site, publish, read_json, uninterrupted
+from scripts.publish import RUNS, Site, alone, publish, read_json, start_command, uninterrupted
 
 PARAMETERS = 'profile = "paper"\ndataset: str = "mnist"\nrecompute = False'
 
@@ -143,6 +149,16 @@ def test_a_kept_injected_cell_has_a_fixed_id() -> None:
         cells=[nbformat.v4.new_code_cell("profile = 'smoke'", metadata={"tags": ["injected-parameters"]})]
     )
     assert normalise(nb, keep_injected=True).cells[0].id == "injected-parameters" and not normalise(nb).cells
+
+
+def test_a_user_without_a_home_runs_notebooks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def nobody(_: int) -> None:
+        raise KeyError("no such user")
+
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr(pwd, "getpwuid", nobody)  # the kernel would still find one for the user of these tests
+    source = write(tmp_path / "01_x.ipynb", "import os; assert os.path.isdir(os.environ['HOME'])")
+    run(source, tmp_path / "out.ipynb", {}, failed=tmp_path / "failed")
 
 
 # --- the command ---------------------------------------------------------------------------------------------------
@@ -433,3 +449,153 @@ def test_needs_are_checked(site: Site) -> None:
     shutil.copyfile(path, path.with_name("01_again.ipynb"))
     with pytest.raises(NotebookError, match="the same number"):
         discover(site.root)
+
+
+# --- one run at a time, also when it is killed -----------------------------------------------------------------------
+
+KILLED = """
+import sys
+from pathlib import Path
+from scripts.figures import FigureOptions, figures
+from scripts.publish import Site, alone
+root = Path(sys.argv[1])
+site = Site(root, "paper", "mnist", root)
+with alone(site):
+    figures(site, FigureOptions())
+"""
+
+
+def alive(process: int) -> bool:
+    """Whether it is at work, and not one that has ended and that nobody has asked for."""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    status = Path(f"/proc/{process}/stat")
+    return not (status.exists() and status.read_text().rpartition(")")[2].split()[0] == "Z")
+
+
+def refused(site: Site) -> bool:
+    try:
+        with alone(site):
+            return False
+    except NotebookError:
+        return True
+
+
+@pytest.mark.parametrize("killed", ["runner", "runner and its child"])
+def test_after_a_kill_the_lock_is_free_only_when_nobody_is_at_work(site: Site, tmp_path: Path, killed: str) -> None:
+    note = tmp_path / "note"
+    cell = (
+        "import os, pathlib, time\n"
+        f"pathlib.Path({str(tmp_path / 'part')!r}).write_text(f'{{os.getppid()}} {{os.getpid()}}')\n"
+        f"os.rename({str(tmp_path / 'part')!r}, {str(note)!r})\n"
+        "time.sleep(3600)"
+    )
+    write(site.root / "notebooks" / "01_one.ipynb", cell)
+    env = os.environ | {"PYTHONPATH": str(Path(command.__file__).parents[1])}
+    with subprocess.Popen([sys.executable, "-c", KILLED, site.root], env=env, stdout=subprocess.DEVNULL) as runner:
+        while not note.exists():
+            assert runner.poll() is None
+            time.sleep(0.05)
+        child, kernel = map(int, note.read_text().split())
+        assert refused(site)
+        runner.kill()
+        if killed == "runner and its child":
+            os.kill(child, signal.SIGKILL)
+    end = time.monotonic() + 120
+    try:
+        while refused(site):
+            assert time.monotonic() < end, "they are still at work"
+            time.sleep(0.01)
+        assert not alive(child) and not alive(kernel)
+    finally:
+        for process in (child, kernel):
+            with suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
+
+
+def test_a_second_run_is_refused_and_other_errors_of_the_lock_are_told(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with alone(site), pytest.raises(NotebookError, match="another run is at work in build/paper-mnist"), alone(site):
+        pass
+
+    def flock(*_: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with pytest.raises(OSError, match="Input/output error"), alone(site):
+        pass
+
+
+@pytest.mark.parametrize(
+    "folder", ["build", "build/failed", "build/paper-mnist", "figures", "figures/data", "notebooks", "build/x/staging"]
+)
+def test_a_folder_of_results_that_cannot_be_written_is_one_line_before_any_work(
+    site: Site,
+    folder: str,
+    pretend: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    unwritable = site.root / folder.replace("/x/", "/paper-mnist/")
+    unwritable.mkdir(parents=True, exist_ok=True)
+    whole = tempfile.TemporaryFile
+
+    def temporary_file(dir: Path) -> Any:  # permissions say nothing to root, as whom the tests may run
+        if dir == unwritable:
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return whole(dir=dir)
+
+    looked_for: list[str] = []
+    monkeypatch.setattr(tempfile, "TemporaryFile", temporary_file)
+    monkeypatch.setattr(command, "ROOT", site.root)
+    monkeypatch.setattr(command, "home", lambda *_: site.root)
+    monkeypatch.setattr(command, "resolve", lambda name: looked_for.append(name) or "mnist")
+    assert command.main(FigureOptions()) == 1
+    said = capsys.readouterr()
+    assert said.err.startswith(f"error: cannot write into {unwritable} (Permission denied)") and said.out == ""
+    assert said.err.count("\n") == 1 and "docker run --user" in said.err
+    assert pretend == [] and (looked_for == [] or folder != "build"), "nor are data downloaded"
+
+
+def test_a_command_whose_folder_cannot_be_written_ends_with_one_line(tmp_path: Path) -> None:
+    start_command(tmp_path)
+    (tmp_path / "file").touch()
+    with pytest.raises(SystemExit, match=r"^error: cannot write into .*/file \(File exists\).*$"):
+        start_command(tmp_path, tmp_path / "file")
+
+
+def test_a_full_disk_is_one_line(
+    site: Site, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "a.csv")
+
+    monkeypatch.setattr(command, "ROOT", site.root)
+    monkeypatch.setattr(command, "home", lambda *_: site.root)
+    monkeypatch.setattr(command, "resolve", lambda _: "mnist")
+    monkeypatch.setattr(command, "figures", full)
+    assert command.main(FigureOptions()) == 1
+    assert capsys.readouterr().err == "error: [Errno 28] No space left on device: 'a.csv'\n"
+
+
+def test_ctrl_c_is_tested_where_it_is_ignored_from_the_start() -> None:
+    """As in the background of a script: `make test &`."""
+    one = f"{__file__}::{test_an_interrupt_waits_for_the_end_of_publishing.__name__}"
+    ignoring = [
+        "sh",
+        "-c",
+        'trap "" INT; exec "$@"',
+        "sh",
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        one,
+    ]
+    done = subprocess.run(ignoring, cwd=Path(__file__).parents[1], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout

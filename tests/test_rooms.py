@@ -25,7 +25,6 @@ PRIVATE_WORDS = re.compile(r"\b(Band|Choice|Strip|[Ss]ettle|[Pp]ull|[Kk]nown|[Ff
 ALLOWED_PHRASES = {
     "expected and the found checksum": "what DESIGN, section 5, asks of the error of a damaged file",
     "expected SHA-256 {expected}, found {actual}": "that error's message",
-    "(expected SHA-256 {wanted[missing[0]]}, found none)": "the same, of a missing file",
     "expected SHA-256 {expected}, found none": "the same, of a file that cannot be read",
     "{k}: found {stored.get(k)!r}, wanted {wanted.get(k)!r}": "a message that shows both of two configurations",
 }

@@ -7,7 +7,9 @@ Raw files are checked against their SHA-256 before use and are never overwritten
 import hashlib
 import io
 import os
+import shutil
 import sys
+import tempfile
 import zlib
 from functools import cache
 from pathlib import Path
@@ -19,6 +21,7 @@ import torch
 
 from paperlib.data.arrays import DataError, Dataset
 from paperlib.data.toys import TOYS, toy_points
+from paperlib.runtime.files import atomic, check_folder
 
 CHECKSUMS = {
     "mnist": {
@@ -79,9 +82,21 @@ def resolve(name: str) -> str:
 
 
 def data_root() -> Path:
-    """`PAPERLIB_DATA`, or the folder `paperlib` in the user's cache."""
-    cache_home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return Path(os.environ.get("PAPERLIB_DATA") or cache_home / "paperlib").expanduser()
+    """`PAPERLIB_DATA`, else the folder `paperlib` in the user's cache, which without a home is the temporary folder.
+
+    Raises DataError where `PAPERLIB_DATA` begins with ~ and there is no home.
+    """
+    named = os.environ.get("PAPERLIB_DATA")
+    try:
+        if named:
+            return Path(named).expanduser()
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").expanduser() / "paperlib"
+    except RuntimeError as error:  # HOME is not set, and the system knows of none: a container's user without a name
+        if named:
+            raise DataError(
+                f"PAPERLIB_DATA is {named!r}, and this user has no home: name the folder in full"
+            ) from error
+        return Path(tempfile.gettempdir()) / "paperlib"
 
 
 def checksum(name: str) -> str:
@@ -96,44 +111,59 @@ def data_origin(name: str) -> dict[str, Any]:
 
 
 def _ensure_files(name: str) -> Path:
-    """The root with all files of the set present and whole; downloads them when all of them are absent.
+    """The root with all files of the set present and whole; downloads those that are absent.
 
     Raises FileNotFoundError when a download is needed and fails, and DataError when a file differs.
     """
     root = data_root()
-    wanted = CHECKSUMS[name]
-    missing = [file for file in wanted if not (root / file).is_file()]
-    if missing and len(missing) < len(wanted):
-        raise DataError(
-            f"{root / missing[0]} is missing beside the others (expected SHA-256 {wanted[missing[0]]}, found none). "
-            "Restore it, or move the others away to have all of them downloaded again."
-        )
-    if missing:
-        try:
-            from torchvision import datasets  # here, as only a download needs it
-        except ModuleNotFoundError as error:
-            raise FileNotFoundError(
-                f"{root / missing[0]} is missing, and torchvision, which would download it, is not installed"
-            ) from error
-        kind = datasets.MNIST if name == "mnist" else datasets.FashionMNIST
-        try:
-            root.mkdir(parents=True, exist_ok=True)
-            kind(str(root), download=True)
-        except (OSError, RuntimeError) as error:
-            raise FileNotFoundError(f"{root / missing[0]} is missing and cannot be downloaded") from error
-    for file, expected in wanted.items():
-        path = root / file
-        actual = _sha256(path, path.stat().st_mtime_ns, path.stat().st_size)
-        if actual != expected:
+    missing = [file for file in CHECKSUMS[name] if not (root / file).is_file()]
+    for file, expected in CHECKSUMS[name].items():
+        if file not in missing and (actual := _sha256(root / file)) != expected:
             raise DataError(
-                f"{path} is damaged: expected SHA-256 {expected}, found {actual}. "
+                f"{root / file} is damaged: expected SHA-256 {expected}, found {actual}. "
                 "Move it away to have it downloaded again."
             )
+    if missing:
+        _download(name, root, missing)
     return root
 
 
+def _download(name: str, root: Path, files: list[str]) -> None:
+    """Put these files of the set into the root, each of them whole and none before all are there.
+
+    An interrupt leaves nothing behind, and several processes at once each download for themselves. Raises
+    FileNotFoundError.
+    """
+    try:
+        from torchvision import datasets  # here, as only a download needs it
+    except ModuleNotFoundError as error:
+        raise FileNotFoundError(
+            f"{root / files[0]} is missing, and torchvision, which would download it, is not installed"
+        ) from error
+    kind = datasets.MNIST if name == "mnist" else datasets.FashionMNIST
+    try:
+        check_folder(root)
+        with tempfile.TemporaryDirectory(prefix="paperlib-") as folder:
+            kind(folder, download=True)
+            came = {file: Path(folder) / file for file in files}
+            for file, path in came.items():
+                if (actual := _sha256(path)) != CHECKSUMS[name][file]:
+                    raise OSError(f"the download has SHA-256 {actual}, expected {CHECKSUMS[name][file]}")
+            for file, path in came.items():
+                with atomic(root / file) as temporary:
+                    shutil.copyfile(path, temporary)
+    except (OSError, RuntimeError) as error:
+        cause = " ".join(str(error).split())
+        raise FileNotFoundError(f"{root / files[0]} is missing and cannot be downloaded ({cause})") from error
+
+
+def _sha256(path: Path) -> str:
+    about = path.stat()
+    return _sha256_of_version(path, about.st_mtime_ns, about.st_size)
+
+
 @cache
-def _sha256(path: Path, modified: int, size: int) -> str:
+def _sha256_of_version(path: Path, modified: int, size: int) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

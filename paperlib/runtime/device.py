@@ -1,9 +1,12 @@
-"""What a run computes on: its device, the precision of its matrix products, its memory."""
+"""What a run computes on: its device, the precision of its matrix products, its memory, its share of the CPU cores."""
 
 import ctypes
+import math
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
 from typing import Literal
 
 import torch
@@ -56,3 +59,47 @@ def matmul_precision(precision: Literal["tf32", "ieee"], where: torch.device) ->
     finally:
         for part, old in zip(parts, before, strict=True):
             part.fp32_precision = old
+
+
+def cpu_quota(root: Path = Path("/")) -> float:
+    """How many CPU cores' time this process may use, as its container says (Linux control groups); else infinity.
+
+    Args:
+        root: of the file system that is read.
+    """
+    return min((_quota(group) for group in _control_groups(root)), default=math.inf)
+
+
+# in a line of mountinfo: the group that is mounted and where, version and options of the file system
+MOUNTED_GROUP = re.compile(r"(?m)^\S+ \S+ \S+ (\S+) (\S+) .* - cgroup(2?) \S+ (\S+)$")
+
+
+def _control_groups(root: Path) -> Iterator[Path]:
+    """The folders of the groups that limit this process's CPU time, and of the groups around them; version 1 and 2."""
+    try:
+        groups = (root / "proc/self/cgroup").read_text().splitlines()
+        mounts = (root / "proc/self/mountinfo").read_text()
+    except OSError:  # another system than Linux
+        return
+    # The path of this process's group by controller. Version 2 has one group for all controllers, and names none.
+    paths: dict[str, PurePosixPath] = {}
+    for line in groups:
+        _, controllers, path = line.split(":", 2)
+        paths |= dict.fromkeys(controllers.split(","), PurePosixPath(path))
+    for top, mount, version, options in re.findall(MOUNTED_GROUP, mounts):
+        group = paths.get("" if version == "2" else "cpu")
+        if group is not None and (version == "2" or "cpu" in options.split(",")):
+            # A container may see its own group alone, mounted, while its path is still told as from outside.
+            inside = group.relative_to(top) if group.is_relative_to(top) else PurePosixPath()
+            yield from (root / mount.lstrip("/") / part for part in (inside, *inside.parents))
+
+
+def _quota(group: Path) -> float:
+    try:
+        if (group / "cpu.max").exists():
+            quota, period = (group / "cpu.max").read_text().split()
+        else:
+            quota, period = ((group / f"cpu.cfs_{name}_us").read_text().strip() for name in ("quota", "period"))
+    except OSError:  # a group that sets no limit, such as the outermost
+        return math.inf
+    return math.inf if quota in ("max", "-1") else int(quota) / int(period)

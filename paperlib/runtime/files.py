@@ -1,10 +1,14 @@
 """Files that are either whole or absent, and whose content says by which configuration it was made."""
 
+import errno
 import json
 import os
+import secrets
+import stat
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,16 +31,82 @@ class ConfigMismatchError(ValueError):
         super().__init__(f"{where} was made by another configuration:\n" + "\n".join(lines))
 
 
+class UnwritableFolderError(OSError):
+    """No file can be made in a folder; the message names it, the cause and what to do."""
+
+
+def check_folder(folder: Path) -> None:
+    """To be called before work begins whose results go into `folder`, which is made if it is missing.
+
+    Raises:
+        UnwritableFolderError: no file can be made in it.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        user = f"user {os.getuid()}" if hasattr(os, "getuid") else "this user"
+        raise UnwritableFolderError(
+            f"cannot write into {folder} ({error.strerror}): it must be a folder that {user} may write to; "
+            "give it to them (chown), or run as its owner (docker run --user)"
+        ) from error
+
+
+def check_writable(path: Path) -> None:
+    """To be called before work whose result goes into this file; its folder is made if it is missing.
+
+    Raises:
+        IsADirectoryError: the name is that of a folder.
+        UnwritableFolderError: no file can be made in its folder.
+    """
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder: name a file in it")
+    check_folder(path.parent)
+
+
+NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[int]:
+    """A block in which one process at a time can be, of all that name the same `path`; yields the open descriptor.
+
+    The system releases the lock however the process ends; but a child that inherits the descriptor holds it, too, until
+    it has ended. The file stays, as removing it could race with another process that has just opened it. On a file
+    system without locks a line says so, and the block is entered.
+
+    Raises:
+        BlockingIOError: another process is in the block.
+        OSError: the file cannot be opened or locked.
+    """
+    import fcntl  # here, as a system without it can still use the rest of the library
+
+    with open(path, "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
+            print(f"note: the file system of {path.parent} has no locks: start no second run there", file=sys.stderr)
+        yield file.fileno()
+
+
 @contextmanager
 def atomic(path: Path) -> Iterator[Path]:
-    """A temporary path that replaces `path` when the block ends without an error; otherwise `path` stays as it was."""
+    """A temporary path that replaces `path` when the block ends without an error; otherwise `path` stays as it was.
+
+    The permissions are those of the file that is replaced, and of a new file those that the umask leaves.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
-    os.close(descriptor)
-    temporary = Path(name)
+    temporary = path.with_name(f".{path.stem}-{secrets.token_hex(8)}{path.suffix}")
+    os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
     try:
+        mode = _permissions(path if path.exists() else temporary)
         yield temporary
-        os.chmod(temporary, 0o644)
+        if _permissions(temporary) != mode:  # the old file had others, or the writer made the temporary file anew
+            with suppress(OSError):  # some file systems refuse to change them; what counts is the content
+                os.chmod(temporary, mode)
         with open(temporary, "rb") as file:
             os.fsync(
                 file.fileno()
@@ -46,19 +116,8 @@ def atomic(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def check_writable(path: Path) -> None:
-    """Makes the folder of a file and tries to write there, before work whose result the file is to hold.
-
-    Raises OSError, in one sentence, if that fails or if the name is that of a folder.
-    """
-    if path.is_dir():
-        raise IsADirectoryError(f"{path} is a folder: name a file in it")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path.parent):
-            pass
-    except OSError as error:
-        raise OSError(f"{path} cannot be written ({error}): name another place") from error
+def _permissions(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
 
 
 def write_tensors(path: str | Path, tensors: dict[str, Tensor], header: dict[str, Any]) -> None:

@@ -4,6 +4,7 @@ A task's result does not depend on how many run beside it, or where: more cores 
 """
 
 import logging
+import math
 import multiprocessing
 import os
 import signal
@@ -17,7 +18,7 @@ from typing import Any, Generic, TypeVar
 
 import torch
 
-from paperlib.runtime.device import tune_malloc
+from paperlib.runtime.device import cpu_quota, tune_malloc
 from paperlib.runtime.progress import Progress
 
 Item = TypeVar("Item")
@@ -138,8 +139,9 @@ def in_parallel(
 
 
 def cores() -> int:
-    """How many CPU cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """How many CPU cores this process may use; a container's quota of a part of a core counts as one."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, math.ceil(min(allowed, cpu_quota())))
 
 
 def training_jobs() -> int:

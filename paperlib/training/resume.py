@@ -15,7 +15,7 @@ from torch import Tensor, distributed
 
 from paperlib.models.vae import VAE
 from paperlib.runtime.distributed import PeerStoppedError, on_rank_zero
-from paperlib.runtime.files import ConfigMismatchError, DamagedFileError, read_tensors, write_tensors
+from paperlib.runtime.files import ConfigMismatchError, DamagedFileError, locked, read_tensors, write_tensors
 
 Snapshot = tuple[dict[str, Tensor], int, list[dict[str, float]]]  # the arguments of State.restore
 
@@ -110,15 +110,10 @@ def resumable(folder: str | Path | None, state: State, identity: dict[str, Any])
 
 
 def _lock(path: Path, stack: ExitStack) -> None:
-    import fcntl  # here, as a system without it can still train without a folder
-
     folder = path.parent
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        # The kernel releases the lock however the process ends. The file stays, as removing it could race with another
-        # process that has just opened it.
-        lock = stack.enter_context(open(folder / "lock", "w"))  # noqa: SIM115
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        stack.enter_context(locked(folder / "lock"))
         for half_written in folder.glob(f".{path.stem}-*{path.suffix}"):  # by a process that was killed
             half_written.unlink()
     except BlockingIOError as error:
@@ -153,9 +148,10 @@ def _write(path: Path, state: State, identity: dict[str, Any]) -> None:
     try:
         write_tensors(path, tensors, {**header, "digest": tensor_digest(tensors, header)})
     except (OSError, SafetensorError) as error:
+        full = "No space left" in str(error) or "quota exceeded" in str(error)
         raise RunFolderError(
             f"the checkpoint of epoch {len(state.rows)} cannot be written to {path} ({error}): "
-            f"free space there and run the same command again; {_advice(state)}"
+            f"{'free space there and ' if full else 'mend this and '}run the same command again; {_advice(state)}"
         ) from error
     state.saved = len(state.rows)  # here, too: the other processes may be lost before this block ends in them
 

@@ -110,9 +110,9 @@ def test_data_that_cannot_be_trained_on_are_one_line_before_the_first_step(flags
     ("command", "flags", "words"),
     [
         ("certify", ["--output", "folder"], "folder is a folder: name a file in it"),
-        ("certify", ["--output", "/dev/null/rows.csv"], "/dev/null/rows.csv cannot be written ("),
-        ("attack", ["--output", "/dev/null/rows.csv"], "/dev/null/rows.csv cannot be written ("),
-        ("attack", ["--save", "/dev/null/x.safetensors"], "/dev/null/x.safetensors cannot be written ("),
+        ("certify", ["--output", "/dev/null/rows.csv"], "cannot write into /dev/null ("),
+        ("attack", ["--output", "/dev/null/rows.csv"], "cannot write into /dev/null ("),
+        ("attack", ["--save", "/dev/null/x.safetensors"], "cannot write into /dev/null ("),
         ("attack", ["--picture", "folder"], "folder is a folder"),
         ("attack", ["--picture", "images.jpg"], "a picture is a file in .png, .pdf, .svg, got images.jpg"),
         ("attack", ["--output", "one", "--save", "one"], "each result needs a file of its own, got one, one"),

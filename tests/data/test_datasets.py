@@ -1,10 +1,19 @@
 """Data sets are whole and what their name says, or there is one clear error; a subset never passes for the full set."""
 
 import functools
+import gzip
 import hashlib
 import inspect
+import os
+import signal
 import struct
+import subprocess
 import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -280,7 +289,142 @@ def test_a_full_set_is_downloaded_once_into_the_data_root(monkeypatch: pytest.Mo
     monkeypatch.setattr(torchvision.datasets, "MNIST", download)
     monkeypatch.setitem(CHECKSUMS, "mnist", write_idx(tmp_path / "elsewhere", "mnist"))
     assert len(load_dataset("auto").x) == 5 and len(load_dataset("mnist", "test").x) == 3
-    assert asked == [(str(data_root()), True)]
+    assert [download for _, download in asked] == [True]
+    assert sorted(contents()) == sorted(str(data_root() / file) for file in CHECKSUMS["mnist"]), "and nothing else"
+
+
+@pytest.mark.parametrize("missing", range(4))
+def test_what_is_missing_beside_whole_files_is_downloaded(missing: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As an interrupted download of an earlier version has left them."""
+    monkeypatch.setitem(CHECKSUMS, "mnist", write_idx(data_root(), "mnist"))
+    whole = contents()
+    file = data_root() / list(CHECKSUMS["mnist"])[missing]
+    file.unlink()
+    times = {path: Path(path).stat().st_mtime_ns for path in contents()}
+    monkeypatch.setattr(torchvision.datasets, "MNIST", lambda root, **_: write_idx(Path(root), "mnist"))
+    assert len(load_dataset("mnist").x) == 5 and contents() == whole
+    assert times.items() <= {path: Path(path).stat().st_mtime_ns for path in whole}.items(), "the others are untouched"
+
+
+def test_a_download_that_is_not_what_was_published_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torchvision.datasets, "MNIST", lambda root, **_: write_idx(Path(root), "mnist"))
+    with pytest.raises(DataError, match=r"cannot be downloaded \(the download has SHA-256 \w+, expected ba891046"):
+        load_dataset("mnist")
+    assert contents() == {}
+
+
+SERVED = """
+import gzip, hashlib, json, pathlib, sys
+import torchvision
+from paperlib.data.datasets import CHECKSUMS, DataError, load_dataset
+address, folder = sys.argv[1:]
+kind = torchvision.datasets.MNIST
+kind.mirrors = [address]
+files = [pathlib.Path(folder, pathlib.Path(file).name + ".gz") for file in CHECKSUMS["mnist"]]
+kind.resources = [(file.name, hashlib.md5(file.read_bytes()).hexdigest()) for file in files]
+plain = [gzip.decompress(file.read_bytes()) for file in files]
+CHECKSUMS["mnist"] = {name: hashlib.sha256(content).hexdigest() for name, content in zip(CHECKSUMS["mnist"], plain)}
+print("ready", flush=True)
+sys.stdin.readline()
+try:
+    print(len(load_dataset("mnist").x), len(load_dataset("mnist", "test").x))
+except DataError as error:
+    print(error)
+"""
+
+
+class Mirror:
+    """A server of a tiny MNIST, on this machine; of the second file it sends a part, and no more while `stalls`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.stalls, self.stalled = folder, threading.Event(), threading.Event()
+        for file in write_idx(folder / "plain", "mnist"):
+            plain = folder / "plain" / file
+            (folder / f"{plain.name}.gz").write_bytes(gzip.compress(plain.read_bytes(), mtime=0))
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), self.handler())
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+    def handler(self) -> type[BaseHTTPRequestHandler]:
+        mirror = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                content = (mirror.folder / Path(self.path).name).read_bytes()
+                self.send_response(200)
+                self.send_header("Content-Length", str(len(content)))
+                self.end_headers()
+                if "train-labels" in self.path and mirror.stalls.is_set():
+                    self.wfile.write(content[:10])
+                    mirror.stalled.set()
+                    while mirror.stalls.is_set():
+                        time.sleep(0.01)
+                else:
+                    self.wfile.write(content)
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        return Handler
+
+    def client(self) -> subprocess.Popen[str]:
+        """A process that loads the data as soon as it gets a line."""
+        address = f"http://127.0.0.1:{self.server.server_port}/"
+        command = [sys.executable, "-c", SERVED, address, str(self.folder)]
+        env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "no_proxy": "127.0.0.1"}
+        pipe = subprocess.PIPE
+        return subprocess.Popen(command, env=env, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
+
+
+@pytest.fixture
+def mirror(tmp_path: Path) -> Iterator[Mirror]:
+    mirror = Mirror(tmp_path / "mirror")
+    yield mirror
+    mirror.stalls.clear()
+    mirror.server.shutdown()
+    mirror.server.server_close()
+
+
+def ready(client: subprocess.Popen[str]) -> subprocess.Popen[str]:
+    assert client.stdout is not None and client.stdout.readline() == "ready\n"
+    return client
+
+
+def test_processes_that_download_at_the_same_time_all_get_the_data(mirror: Mirror) -> None:
+    clients = [ready(client) for client in [mirror.client() for _ in range(3)]]
+    for client in clients:
+        assert client.stdin is not None
+        client.stdin.write("go\n")
+        client.stdin.flush()
+    assert [client.communicate(timeout=120)[0] for client in clients] == ["5 3\n"] * 3
+    assert sorted(contents()) == sorted(str(data_root() / file) for file in CHECKSUMS["mnist"])
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL], ids=["Ctrl-C", "kill -9"])
+def test_a_download_that_is_interrupted_in_its_second_file_is_made_again(
+    mirror: Mirror, number: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
+    mirror.stalls.set()
+    client = ready(mirror.client())
+    assert client.stdin is not None
+    client.stdin.write("go\n")
+    client.stdin.flush()
+    assert mirror.stalled.wait(120)
+    client.send_signal(number)
+    assert client.communicate(timeout=120)[0] == "" and client.returncode != 0
+    assert contents() == {}, "nothing of it"
+    assert number == signal.SIGKILL or list((tmp_path / "temporary").iterdir()) == []
+    mirror.stalls.clear()
+    assert ready(mirror.client()).communicate("go\n", timeout=120)[0] == "5 3\n"
+
+
+def test_a_folder_of_data_that_cannot_be_written_is_the_cause_that_is_told(downloads: list[str]) -> None:
+    data_root().parent.mkdir(exist_ok=True)
+    data_root().write_text("no folder")
+    with pytest.raises(DataError, match=r"cannot be downloaded \(cannot write into .*data"):
+        load_dataset("mnist")
+    assert downloads == [], "and it is found out before the download"
 
 
 @pytest.mark.parametrize("missing", range(4))
@@ -373,3 +517,19 @@ def test_a_tilde_in_the_root_of_the_data_is_the_home(monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("PAPERLIB_DATA", "~/digits")
     assert data_root() == tmp_path / "digits"
+
+
+def test_without_a_home_the_root_of_the_data_is_in_the_temporary_folder(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def no_home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", no_home)  # as for a user without a name, where HOME is not set
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    assert data_root() == tmp_path / "data", "which needs no home"
+    monkeypatch.delenv("PAPERLIB_DATA")
+    assert data_root() == Path(tempfile.gettempdir()) / "paperlib"
+    monkeypatch.setenv("PAPERLIB_DATA", "~nobody-of-this-name/digits")
+    with pytest.raises(DataError, match="PAPERLIB_DATA is '~nobody-of-this-name/digits', and this user has no home"):
+        data_root()

@@ -283,7 +283,7 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Mon
     def refuse(path: object, *_: object) -> None:
         raise PermissionError(errno.EACCES, "Permission denied", str(path))
 
-    monkeypatch.setattr("paperlib.training.resume.open", refuse, raising=False)
+    monkeypatch.setattr("paperlib.runtime.files.open", refuse, raising=False)
     with pytest.raises(RunFolderError, match=r"no run can be kept in .*run .*Permission denied.*lock"):
         run(tmp_path / "run")
 
