@@ -26,7 +26,7 @@ from paperlib.runtime.distributed import PeerStoppedError, on_rank_zero, process
 from paperlib.runtime.files import read_tensors
 from paperlib.runtime.numbers import rounded_down
 from paperlib.runtime.parallel import TasksFailedError
-from paperlib.runtime.rows import write_rows
+from paperlib.runtime.rows import header_path, write_rows
 from paperlib.training import sweep
 from paperlib.training.checkpoint import load
 from paperlib.training.config import TrainConfig
@@ -92,10 +92,12 @@ class Measure(Command):
     memory: float = 1.0
     """GiB for intermediate results."""
     output: Path | None = None
-    """Row file; beside the model if not given."""
+    """Table of the rows, NAME.csv, with its header NAME.json beside it; beside the model if not given."""
 
     def measure(self, kind: str, attack: dict[str, Any] | None, method: Method, sound: bool = False) -> None:
         """Write the rows of `certify` and print their means."""
+        output = self.output or self.model.with_name(f"{self.model.stem}_{kind}_{self.eps:g}.csv")
+        header_path(output)  # refuses another kind of name before the work
         with process_group(timedelta(hours=6)):  # for a chunk that takes long; a process that ends is noticed at once
             vae = load(self.model)
             config = TrainConfig.from_dict(read_tensors(self.model)[1]["config"])
@@ -124,7 +126,6 @@ class Measure(Command):
                 "sound": sound,
             }
             seconds = perf_counter() - start
-            output = self.output or self.model.with_name(f"{self.model.stem}_{kind}_{self.eps:g}.csv")
             on_rank_zero(lambda: write_rows(output, rows, settings, data_origin(test.name), seconds))
             _say(f"{summary(rows)}\nrows in {output}")
 

@@ -29,7 +29,7 @@ figures = pathlib.Path(os.environ["PAPERLIB_STAGING"]) / "figures"
 for kind in ("png", "pdf"):
     (figures / f"NAME.{kind}").write_bytes(b"drawn by NAME")
 if recompute:
-    (figures / "data" / "NAME.csv").write_text("# {}\\nvalue\\n1\\n")
+    (figures / "data" / "NAME.csv").write_text("value\\n1\\n")
 """
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from paperlib.data.datasets import data_origin, resolve
 from paperlib.models.vae import VAE
-from paperlib.runtime.files import ConfigMismatchError, atomic, read_tensors, write_tensors
+from paperlib.runtime.files import ConfigMismatchError, DamagedFileError, atomic, read_tensors, write_tensors
 from paperlib.runtime.parallel import in_parallel, training_jobs
 from paperlib.runtime.rows import read_rows, write_rows
 from paperlib.training.checkpoint import load, save
@@ -102,7 +102,7 @@ class Results:
     ) -> list[pd.DataFrame]:
         """The row files of these names, in order, from one computation; `make` returns as many frames."""
         config = dict(config)
-        if self.recompute and not self._is_staged(*(f"{name}.csv" for name in names)):
+        if self.recompute and not all(map(self._has_staged_rows, names)):
             start = perf_counter()
             frames = make()
             seconds = perf_counter() - start
@@ -127,7 +127,7 @@ class Results:
         They are trained side by side, each in a folder of `runs`, so that an interrupted training goes on there.
         """
         if self.recompute:
-            missing = {name: config for name, config in configs.items() if not self._is_staged(f"{name}.csv")}
+            missing = {name: config for name, config in configs.items() if not self._has_staged_rows(name)}
             # the longest first: clean input and box, the box alone, the clean input alone
             missing = dict(sorted(missing.items(), key=lambda item: (item[1].kappa in (0, 1), item[1].kappa)))
             works = [(config, self.runs / config.digest) for config in missing.values()]
@@ -165,10 +165,17 @@ class Results:
         """The folder of all training runs by the same code, which is that of a run before an interruption."""
         return work(self.profile, self.dataset) / "runs" / _code()
 
-    def _is_staged(self, *files: str) -> bool:
-        return bool(os.environ.get("PAPERLIB_STAGING")) and all(
-            (self.target / "data" / file).is_file() for file in files
-        )
+    def _is_staged(self, file: str) -> bool:
+        return bool(os.environ.get("PAPERLIB_STAGING")) and (self.target / "data" / file).is_file()
+
+    def _has_staged_rows(self, name: str) -> bool:
+        if not self._is_staged(f"{name}.csv"):
+            return False
+        try:
+            read_rows(self.target / "data" / f"{name}.csv")
+        except DamagedFileError:  # interrupted between the table and its header
+            return False
+        return True
 
     def _find(self, file: str) -> Path:
         places = [self.target / "data" / file, home(self.profile, self.dataset) / "figures" / "data" / file]

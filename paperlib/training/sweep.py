@@ -95,7 +95,7 @@ def _label(config: TrainConfig, configs: Iterable[TrainConfig]) -> str:
 
 
 def trained(config: TrainConfig, folder: str | Path, device: str = "auto") -> TrainResult:
-    """`train` in a folder, which in the end holds `model.safetensors` and the history as `history.csv`, too.
+    """`train` in a folder, which in the end holds `model.safetensors` and the history, `history.csv` and `history.json`.
 
     Raises what `train` raises.
     """

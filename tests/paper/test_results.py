@@ -1,5 +1,6 @@
 """One rule for results: made again, or loaded if made by exactly this configuration, and written nowhere else."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
@@ -112,7 +113,7 @@ def test_rows_are_made_once_and_then_loaded(root: Path) -> None:
     loaded = read().table("04_x", {"eps": 0.1}, refuse)
     pd.testing.assert_frame_equal(made, ROWS, check_exact=True)
     pd.testing.assert_frame_equal(loaded, ROWS, check_exact=True)
-    assert files(root) == {"build/smoke-mnist5k/figures/data/04_x.csv"}
+    assert files(root) == {f"build/smoke-mnist5k/figures/data/04_x.{kind}" for kind in ("csv", "json")}
 
 
 def test_the_header_names_the_data_set_its_checksum_and_the_time(root: Path) -> None:
@@ -152,7 +153,7 @@ def test_a_model_and_its_history_are_trained_once_and_then_loaded(root: Path, mo
     for other in (again, read().model("01_m", CONFIG)):
         weights = zip(vae.parameters(), other.parameters(), strict=True)
         assert all(torch.equal(first, second) for first, second in weights)
-    assert files(root) == {f"build/smoke-mnist5k/figures/data/01_m.{kind}" for kind in ("csv", "safetensors")}
+    assert files(root) == {f"build/smoke-mnist5k/figures/data/01_m.{kind}" for kind in ("csv", "json", "safetensors")}
 
 
 def test_a_toy_model_says_that_it_was_trained_on_the_toy_set() -> None:
@@ -220,7 +221,12 @@ def test_a_staging_folder_is_written_to_instead_and_read_first(
     other = ROWS.assign(eps=5.0)
     make().table("04_x", {}, lambda: other)
     make().figure(draw(), "04_f")
-    assert files(staging) == {"figures/data/04_x.csv", "figures/04_f.png", "figures/04_f.pdf"}
+    assert files(staging) == {
+        "figures/data/04_x.csv",
+        "figures/data/04_x.json",
+        "figures/04_f.png",
+        "figures/04_f.pdf",
+    }
     assert {name: (root / name).read_bytes() for name in files(root)} == before
     pd.testing.assert_frame_equal(read().load_rows("04_x", {}), other)
     pd.testing.assert_frame_equal(read().load_rows("04_y", {}), ROWS)
@@ -243,12 +249,21 @@ def test_what_a_staging_folder_holds_already_is_not_made_again(
         make().table("04_x", {"eps": 0.2}, refuse)
 
 
+def without_its_header(path: Path) -> None:
+    path.with_suffix(".json").unlink()
+
+
+def beside_another_header(path: Path) -> None:
+    path.write_text("eps,certified\n5.0,-1.0\n")
+
+
+@pytest.mark.parametrize("break_off", [Path.unlink, without_its_header, beside_another_header])
 def test_half_of_a_result_in_the_staging_is_made_again(
-    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+    break_off: Callable[[Path], None], tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PAPERLIB_STAGING", str(tmp_path_factory.mktemp("staging")))
     make().tables(["04_x", "04_y"], {}, lambda: (ROWS, ROWS))
-    (make().target / "data" / "04_y.csv").unlink()
+    break_off(make().target / "data" / "04_y.csv")
     other = ROWS.assign(eps=5.0)
     for found in make().tables(["04_x", "04_y"], {}, lambda: (other, other)):
         pd.testing.assert_frame_equal(found, other)

@@ -98,8 +98,8 @@ def test_what_is_finished_is_not_done_again(tmp_path: Path, tasks: list[TrainCon
     assert tasks == GOOD and more["images"].tolist() == [IMAGES + 1] * 2, "another number of images: measured again"
     after = content(tmp_path)
     assert {k for k in after if after[k] != before[k]} == {
-        "sweep.csv",
-        *(str(Path(config.digest) / "measured.csv") for config in GOOD),
+        *("sweep.csv", "sweep.json"),
+        *(str(Path(config.digest) / f"measured.{kind}") for config in GOOD for kind in ("csv", "json")),
     }, "and not trained again"
 
 
