@@ -14,10 +14,11 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from paperlib.data.datasets import data_origin, resolve
+from paperlib.data.datasets import data_origin, load_dataset, resolve
 from paperlib.models.vae import VAE
 from paperlib.runtime.files import ConfigMismatchError, DamagedFileError, atomic, read_tensors, write_tensors
 from paperlib.runtime.parallel import in_parallel, training_jobs
+from paperlib.runtime.progress import announce
 from paperlib.runtime.rows import read_rows, write_rows
 from paperlib.training.checkpoint import load, save
 from paperlib.training.config import TrainConfig
@@ -41,6 +42,13 @@ def _train(job: tuple[TrainConfig, Path]) -> tuple[TrainResult, float]:
     config, folder = job
     result = train(config, folder=folder)
     return result, perf_counter() - start
+
+
+def _about_training(configs: Sequence[TrainConfig], jobs: int) -> str:
+    models = f"{len(configs)} model{'s' * (len(configs) > 1)} on {jobs} process{'es' * (jobs > 1)}"
+    steps = sorted({config.steps for config in configs})
+    sets = ", ".join(sorted({config.dataset for config in configs}))
+    return f"training {models}: {sets}, {' to '.join(f'{n:,}' for n in (steps[0], steps[-1])[: len(steps)])} steps each"
 
 
 def library_files(root: Path = ROOT) -> list[Path]:
@@ -103,6 +111,7 @@ class Results:
         """The row files of these names, in order, from one computation; `make` returns as many frames."""
         config = dict(config)
         if self.recompute and not all(map(self._has_staged_rows, names)):
+            announce(f"making the rows of {', '.join(names)} ({self.profile} profile)")
             start = perf_counter()
             frames = make()
             seconds = perf_counter() - start
@@ -114,6 +123,7 @@ class Results:
         """The tensors stored under this name: the small arrays behind a figure."""
         config = dict(config)
         if self.recompute and not self._is_staged(f"{name}.safetensors"):
+            announce(f"making {name} ({self.profile} profile)")
             write_tensors(self.target / "data" / f"{name}.safetensors", make(), {"config": config})
         path = self._find(f"{name}.safetensors")
         tensors, header = read_tensors(path)
@@ -130,9 +140,14 @@ class Results:
             missing = {name: config for name, config in configs.items() if not self._has_staged_rows(name)}
             # the longest first: clean input and box, the box alone, the clean input alone
             missing = dict(sorted(missing.items(), key=lambda item: (item[1].kappa in (0, 1), item[1].kappa)))
+            for dataset in {config.dataset for config in missing.values()}:
+                load_dataset(dataset)  # here, as each process would look for it, and tell of its failure
             works = [(config, self.runs / config.digest) for config in missing.values()]
+            jobs = min(training_jobs(), max(1, len(works)))
+            if works:
+                announce(_about_training(list(missing.values()), jobs))
             for (name, config), (result, seconds) in zip(
-                missing.items(), in_parallel(_train, works, jobs=training_jobs(), name="models"), strict=True
+                missing.items(), in_parallel(_train, works, jobs=jobs, name="models"), strict=True
             ):
                 save(self.target / "data" / f"{name}.safetensors", result.vae, config)
                 self._write_rows(name, result.history, config.as_dict(), seconds, config.dataset)
@@ -182,7 +197,9 @@ class Results:
         for path in places:
             if path.is_file():
                 return path
+        number = file[:2]  # of the notebook that makes it
         raise FileNotFoundError(
             f"there is no {file} for profile {self.profile!r} and data set {self.dataset!r} in {places[-1].parent}; "
-            "make it with `make figures`, or set recompute=True in the notebook that makes it"
+            f"make it with `make figures NB={number} DATASET={self.dataset} PROFILE={self.profile}`, "
+            f"or set recompute=True in notebook {number}"
         )

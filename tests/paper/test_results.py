@@ -1,5 +1,7 @@
 """One rule for results: made again, or loaded if made by exactly this configuration, and written nowhere else."""
 
+import re
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +14,7 @@ import torch
 from matplotlib.figure import Figure
 
 from paperlib import TrainConfig
-from paperlib.data.datasets import checksum
+from paperlib.data.datasets import DataError, checksum
 from paperlib.paper import results as module
 from paperlib.paper.results import ROOT, Results, home, library_files
 from paperlib.runtime.files import ConfigMismatchError, DamagedFileError
@@ -197,9 +199,66 @@ def test_what_another_configuration_made_is_refused(loader: Any) -> None:
 
 @pytest.mark.parametrize("loader", LOADERS)
 def test_a_missing_result_says_how_to_make_it(loader: Any, root: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"'smoke'.*'mnist5k'.*make figures.*recompute=True") as caught:
+    with pytest.raises(FileNotFoundError) as caught:
         loader()
-    assert str(root / "build" / "smoke-mnist5k" / "figures" / "data") in str(caught.value)
+    said = str(caught.value)
+    command, number = re.search(r"`(make figures NB=(\d\d) DATASET=mnist5k PROFILE=smoke)`", said).groups()  # type: ignore[union-attr]
+    assert f"no {number}_" in said and f"recompute=True in notebook {number}" in said, "the command is for this file"
+    assert str(root / "build" / "smoke-mnist5k" / "figures" / "data") in said
+    assert command.split()[2:] == [f"NB={number}", "DATASET=mnist5k", "PROFILE=smoke"]
+
+
+def test_a_missing_result_of_the_repository_names_its_command_in_full(root: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"`make figures NB=04 DATASET=mnist PROFILE=paper`"):
+        Results("paper", "mnist", recompute=False).load_rows("04_x", {})
+
+
+def test_an_unreachable_data_set_is_said_once_before_any_process_starts(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PAPERLIB_DATA", str(tmp_path_factory.mktemp("data")))
+    monkeypatch.setitem(sys.modules, "torchvision", None)  # nothing is downloaded
+    monkeypatch.setattr(module, "in_parallel", refuse)
+    digits = replace(CONFIG, dataset="mnist", data_shape=(784,))
+    with pytest.raises(DataError, match=r"train-images.* is missing"):
+        make().trained({"02_a": digits, "02_b": replace(digits, seed=1)})
+
+
+def test_a_line_says_at_once_what_is_made(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.delenv("PAPERLIB_LOG", raising=False)
+    monkeypatch.setattr(module, "training_jobs", lambda: 2)
+    said = []
+
+    def here(task: Any, items: list[Any], **_: Any) -> list[Any]:
+        said.append(capsys.readouterr().out)
+        return [task(item) for item in items]
+
+    monkeypatch.setattr(module, "in_parallel", here)
+    make().trained({"01_m": CONFIG, "01_n": replace(CONFIG, steps=1_000, seed=1), "01_o": replace(CONFIG, seed=2)})
+    make().trained({"01_p": replace(CONFIG, seed=3)})
+    assert said == [
+        "training 3 models on 2 processes: two-moons, 3 to 1,000 steps each\n",
+        "training 1 model on 1 process: two-moons, 3 steps each\n",
+    ]
+    make().tables(["04_x", "04_y"], {}, lambda: (ROWS, ROWS))
+    make().tensors("02_t", {}, lambda: {"x": torch.zeros(1)})
+    lines = "making the rows of 04_x, 04_y (smoke profile)\nmaking 02_t (smoke profile)\n"
+    assert capsys.readouterr().out == lines
+
+
+def test_nothing_is_said_where_nothing_is_made_or_nobody_looks_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PAPERLIB_LOG", str(tmp_path / "log.txt"))  # as for an executed notebook
+    make().trained({"01_m": CONFIG})
+    make().table("04_x", {}, lambda: ROWS)
+    monkeypatch.delenv("PAPERLIB_LOG")
+    read().trained({"01_m": CONFIG})
+    read().table("04_x", {}, refuse)
+    monkeypatch.setenv("PAPERLIB_STAGING", str(tmp_path / "staging"))
+    for _ in range(2):
+        make().trained({})
+    assert capsys.readouterr().out == ""
 
 
 def test_damaged_tensors_are_refused() -> None:
