@@ -208,8 +208,8 @@ def _attempt_on_one_thread(task: Callable[[Item], Value], item: Item) -> tuple[V
 def _no_process() -> str:
     script = getattr(sys.modules["__main__"], "__file__", None)
     return (
-        f"no process could begin a task: each imports {script or 'the main module'} and ended while it did. "
-        'Work in processes belongs below `if __name__ == "__main__":` in a script; another cause would be said above'
+        f"no process could begin its tasks: each imports {script or 'the main module'}, and ended meanwhile. "
+        'In a script put what starts processes below `if __name__ == "__main__":`; any other cause is shown above'
     )
 
 
