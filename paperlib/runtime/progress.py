@@ -130,16 +130,14 @@ class TaskProgress(Progress):
         for report in reports:
             if report.task in self._shares:
                 self._shares[report.task] = report.share
-        self._show(self._reached(), reports[-1].text if reports else "")
+        self._show(0, reports[-1].text if reports else "")
 
     def finish(self, task: int) -> None:
         del self._shares[task]
         self.step()
 
-    def _reached(self) -> float:
-        return max(0.0, self._done + sum(self._shares.values()) - self._bar.n)
-
-    def _show(self, count: float, note: str) -> None:
-        super()._show(self._reached(), note)
+    def _show(self, _count: float, note: str) -> None:
+        reached = self._done + sum(self._shares.values())
+        super()._show(max(0.0, reached - self._bar.n), note)
         if not self._shares:
             self._bar.n = self._total  # without rounding, by which a notebook would take it for unfinished

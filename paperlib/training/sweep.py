@@ -83,7 +83,7 @@ def sweep(
         write_rows(folder / "sweep.csv", rows, settings, origin, seconds)
     if len(done) < len(configs):
         unseen = f"its rows are not in {folder}: do all machines see that folder?"
-        lines = [f"all on {name}: {error}" for name, error in sorted(unreachable.items())]
+        lines = [f"runs on {name}: {error}" for name, error in sorted(unreachable.items())]
         lines += [f"{_label(c, configs)}: {errors[c] or unseen}" for c in configs if c in errors and c not in done]
         failed = len(configs) - len(done)
         raise TasksFailedError(f"{failed} of {len(configs)} runs failed\n" + "\n".join(lines))

@@ -135,7 +135,7 @@ def test_processes_train_beside_each_other_and_failures_stop_no_other(tmp_path: 
 
 def test_a_data_set_that_is_not_there_fails_its_own_runs_alone(tmp_path: Path, tasks: list[TrainConfig]) -> None:
     nowhere = replace(CONFIG, dataset="emnist")
-    with pytest.raises(TasksFailedError, match=r"^2 of 3 runs failed\nall on emnist: unknown data set [^\n]*$"):
+    with pytest.raises(TasksFailedError, match=r"^2 of 3 runs failed\nruns on emnist: unknown data set [^\n]*$"):
         sweep([nowhere, CONFIG, replace(nowhere, seed=1)], tmp_path, images=IMAGES)
     assert tasks == [CONFIG], "no process was started for the others, and their failure is said once"
     assert read_rows(tmp_path / "sweep.csv")["dataset"].tolist() == ["two-moons"]
