@@ -217,8 +217,8 @@ def test_on_cuda_the_benchmark_writes_rows_alone(
     monkeypatch.setattr(bench, "cases", fake)
     bench.main(BenchmarkOptions(quick=True, device="cuda"))
     assert devices == ["cuda"]
-    files = [path for path in tmp_path.rglob("*") if path.is_file()]
-    assert [path.name for path in files] == ["00_cost_cuda.csv"], "no figure, no shares"
+    files = sorted(path for path in tmp_path.rglob("*") if path.is_file())
+    assert [path.name for path in files] == ["00_cost_cuda.csv", "00_cost_cuda.json"], "no figure, no shares"
     assert read_rows(files[0])["name"].tolist() == ["VAE", "ibp"] * QUICK.rounds
     printed = capsys.readouterr().out
     assert "| training step, VAE " in printed and "| an image, ibp (float64) " in printed

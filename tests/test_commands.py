@@ -268,6 +268,7 @@ def test_a_model_that_cannot_be_measured_is_one_line(
         ([model, "--eps", 0.1, "--draws", 0], "needs an image and a draw"),
         ([model, "--eps", 0.1, "--images", 2, "--memory", 0], "memory must be positive"),
         ([model, "--eps", 0.1, "--images", 2, "--output", "/dev/null/rows.csv"], "/dev/null"),
+        ([model, "--eps", 0.1, "--images", 2, "--output", "rows.json"], "NAME.csv, and their header"),
     ):
         assert status(command, *flags) == 1
         assert words in one_line(capsys)

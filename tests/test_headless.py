@@ -18,8 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import nbformat
+import pandas as pd
 import pytest
 
+from paperlib.runtime.rows import read_rows, write_rows
 from scripts import figures as command
 from scripts.figures import FigureOptions, figures, make
 from scripts.headless import run
@@ -35,7 +37,7 @@ figures = pathlib.Path(os.environ["PAPERLIB_STAGING"]) / "figures"
 for kind in ("png", "pdf"):
     (figures / f"NAME.{kind}").write_bytes(b"drawn by NAME")
 if recompute:
-    (figures / "data" / "NAME.csv").write_text("# {}\\nvalue\\n1\\n")
+    (figures / "data" / "NAME.csv").write_text("value\\n1\\n")
 """
 
 
@@ -328,6 +330,24 @@ def test_a_full_disk_while_publishing_leaves_the_old_files(
     monkeypatch.undo()
     assert set(publish(staging, site.home)) == {"figures/a.png", "figures/b.png"}
     assert (site.home / "figures" / "b.png").read_text() == "new"
+
+
+def test_a_table_and_its_header_are_published_together_or_left_as_they_are(site: Site, tmp_path: Path) -> None:
+    def make(value: float, threads: int, seconds: float) -> dict[str, bytes]:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("paperlib.runtime.rows.provenance", lambda: {"commit": str(seconds), "threads": threads})
+            rows = pd.DataFrame({"value": [value]})
+            write_rows(tmp_path / "staging" / "figures" / "data" / "01_x.csv", rows, {}, {}, seconds)
+        publish(tmp_path / "staging", site.home)
+        read_rows(site.home / "figures" / "data" / "01_x.csv")
+        return {kind: (site.home / "figures" / "data" / f"01_x.{kind}").read_bytes() for kind in ("csv", "json")}
+
+    first = make(1.0, 1, 1.0)
+    assert make(1.0, 1, 2.0) == first, "another commit and wall time are the same result"
+    other_machine = make(1.0, 2, 3.0)
+    assert other_machine["csv"] == first["csv"] and other_machine["json"] != first["json"]
+    other_rows = make(2.0, 2, 4.0)
+    assert all(other_rows[kind] != other_machine[kind] for kind in first)
 
 
 def test_an_interrupt_waits_for_the_end_of_publishing() -> None:

@@ -17,7 +17,7 @@ from paperlib.bounds.linear import backward_substitute
 from paperlib.paper.results import ROOT
 from paperlib.paper.tables import by_method, markdown
 from paperlib.paper.tighter_training import tradeoff_models
-from paperlib.runtime.rows import write_rows
+from paperlib.runtime.rows import read_header, read_rows, write_rows
 from scripts import readme
 from scripts.readme import BLOCKS, PAGES, filled
 
@@ -121,7 +121,7 @@ def test_the_sentence_rounds_certificates_down_and_quotes_the_linear_one(data: P
 
 
 def test_methods_are_compared_at_every_radius_of_the_rows(data: Path) -> None:
-    rows, attacked = (pd.read_csv(data / f"{name}.csv", skiprows=1) for name in ("05_linear", "03_attacked"))
+    rows, attacked = (pd.read_csv(data / f"{name}.csv") for name in ("05_linear", "03_attacked"))
     assert readme.methods_block() == markdown(by_method(rows, attacked))
     assert readme.methods_block().count("\n") == 1 + 6
 
@@ -255,8 +255,18 @@ def test_every_file_of_rows_is_described() -> None:
 
 
 @needs_rows
+def test_each_table_is_read_by_plain_pandas_as_it_was_written_and_has_its_header() -> None:
+    tables = sorted(readme.DATA.glob("*.csv"))
+    for path in tables:
+        pd.testing.assert_frame_equal(pd.read_csv(path), read_rows(path), check_exact=True)
+        assert {"config", "commit", "packages", "sha256", "seconds"} <= read_header(path).keys()
+    headers = {path.stem for path in readme.DATA.glob("*.json")} - {"runs"}
+    assert headers == {path.stem for path in tables}
+
+
+@needs_rows
 def test_the_columns_that_the_description_names_are_there() -> None:
-    tradeoff, ceiling = (pd.read_csv(readme.DATA / f"{name}.csv", skiprows=1) for name in ("06_tradeoff", "03_ceiling"))
+    tradeoff, ceiling = (pd.read_csv(readme.DATA / f"{name}.csv") for name in ("06_tradeoff", "03_ceiling"))
     assert {"subset_clean", "subset_crown", "subset_attacked"} <= set(tradeoff)
     assert {"ceiling", "attacked_ceiling"} <= set(ceiling)
 

@@ -44,19 +44,19 @@ class BranchAndBound(Method):
 
     Args:
         tol: in nats.
-        time_limit: seconds for a batch. When they have passed, the bounds so far are returned: they hold, and where
-            they are farther apart than the truth, by more than `tol`, they are all that is known.
+        time_limit: seconds for a batch, or None. When they have passed, the bounds so far are returned: they hold, but
+            may be farther from the truth than `tol`.
 
     Raises ValueError for a `tol` that is not positive and finite, or a `time_limit` that is not positive.
     """
 
     tol: float = 1e-3
-    time_limit: float = math.inf
+    time_limit: float | None = None
 
     def __post_init__(self) -> None:
         if not 0 < self.tol < math.inf:
             raise ValueError(f"tol must be positive and finite, in nats, got {self.tol}")
-        if not self.time_limit > 0:
+        if self.time_limit is not None and not self.time_limit > 0:
             raise ValueError(f"time_limit must be positive, in seconds, got {self.time_limit}")
 
     def bounds(
@@ -80,7 +80,7 @@ METHODS["exact"] = BranchAndBound()
 
 
 def exact_bounds(
-    vae: VAE, box: Interval, noise: Tensor, target: Interval, tol: float, time_limit: float = math.inf
+    vae: VAE, box: Interval, noise: Tensor, target: Interval, tol: float, time_limit: float | None = None
 ) -> Interval:
     """Certified: every x' of the box has lower <= ELBO(x'; noise) <= upper, [batch], in nats; and both ends are within
     `tol` of the truth, unless time is up: some x' has an ELBO of at most lower + tol, some one of at least upper - tol.
@@ -93,7 +93,7 @@ def exact_bounds(
         noise: [batch, latent_dim].
         target: `box`, this very object, where x' explains itself; otherwise a single point, the same for all x'.
         tol: in nats.
-        time_limit: in seconds, half of them for each end.
+        time_limit: in seconds, half of them for each end; None: no limit.
 
     Raises:
         ToleranceError: without a time limit, a box needs more than `LIMIT` subproblems, or its ELBO is not a number.
@@ -130,8 +130,9 @@ def exact_bounds(
     def negated(function: Callable[[Any, Tensor], Tensor]) -> Callable[[Any, Tensor], Tensor]:
         return lambda of, example: -function(of, example)
 
-    lower = minimum(value, below, box, tol, time_limit / 2)
-    return Interval(lower, -minimum(negated(value), negated(above), box, tol, time_limit / 2))
+    seconds = math.inf if time_limit is None else time_limit / 2
+    lower = minimum(value, below, box, tol, seconds)
+    return Interval(lower, -minimum(negated(value), negated(above), box, tol, seconds))
 
 
 @dataclass(frozen=True)

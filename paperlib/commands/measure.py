@@ -24,7 +24,7 @@ from paperlib.models.elbo import Target
 from paperlib.runtime.device import choose_device
 from paperlib.runtime.distributed import on_rank_zero, process_group
 from paperlib.runtime.files import check_writable, read_tensors, write_tensors
-from paperlib.runtime.rows import write_rows
+from paperlib.runtime.rows import header_path, write_rows
 from paperlib.training.checkpoint import load
 from paperlib.training.config import TrainConfig
 
@@ -59,7 +59,8 @@ class Measure(Command):
     memory: float = 1.0
     """Memory for intermediate results, in GiB."""
     output: Path | None = None
-    """Row file; if not given beside the model, with a digest of all settings in its name."""
+    """Table of the rows, NAME.csv, with its header NAME.json beside it; beside the model if not given, with a digest of
+    all settings in its name."""
 
     def measure(self, kind: str, attack: dict[str, Any] | None, method: Method, sound: bool = False) -> None:
         """Print the means of the rows of `certify`, then write the rows."""
@@ -127,6 +128,7 @@ class Measure(Command):
 
     def check(self, output: Path, test: Dataset) -> None:
         """Raises, before any work, what would prevent the results from being written."""
+        header_path(output)  # refuses another kind of name
         check_writable(output)
 
     def keep(self, evaluated: Evaluation, x: Tensor, noise: Tensor, test: Dataset, header: dict[str, Any]) -> None:
@@ -164,6 +166,7 @@ class Attack(Measure):
         return self.save is not None or self.picture is not None
 
     def check(self, output: Path, test: Dataset) -> None:
+        super().check(output, test)
         files = [output, *(path for path in (self.save, self.picture) if path is not None)]
         if len({path.absolute() for path in files}) < len(files):
             raise ValueError(f"each result needs a file of its own, got {', '.join(map(str, files))}")

@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -14,10 +14,11 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from paperlib.data.datasets import data_origin, resolve
+from paperlib.data.datasets import data_origin, load_dataset, resolve
 from paperlib.models.vae import VAE
-from paperlib.runtime.files import ConfigMismatchError, atomic, read_tensors, write_tensors
+from paperlib.runtime.files import ConfigMismatchError, DamagedFileError, atomic, read_tensors, write_tensors
 from paperlib.runtime.parallel import in_parallel, training_jobs
+from paperlib.runtime.progress import announce
 from paperlib.runtime.rows import read_rows, write_rows
 from paperlib.training.checkpoint import load, save
 from paperlib.training.config import TrainConfig
@@ -41,6 +42,15 @@ def _train(job: tuple[TrainConfig, Path]) -> tuple[TrainResult, float]:
     config, folder = job
     result = train(config, folder=folder)
     return result, perf_counter() - start
+
+
+def _about(configs: Collection[TrainConfig]) -> str:
+    """What is trained, and roughly how: "training 3 models on 2 processes: mnist, 4,600 to 6,900 steps each"."""
+    jobs = min(training_jobs(), len(configs))
+    models = f"{len(configs)} model{'s' * (len(configs) > 1)} on {jobs} process{'es' * (jobs > 1)}"
+    least, most = (f"{limit(config.steps for config in configs):,}" for limit in (min, max))
+    steps = least if least == most else f"{least} to {most}"
+    return f"training {models}: {', '.join(sorted({config.dataset for config in configs}))}, {steps} steps each"
 
 
 def library_files(root: Path = ROOT) -> list[Path]:
@@ -102,7 +112,8 @@ class Results:
     ) -> list[pd.DataFrame]:
         """The row files of these names, in order, from one computation; `make` returns as many frames."""
         config = dict(config)
-        if self.recompute and not self._is_staged(*(f"{name}.csv" for name in names)):
+        if self.recompute and not all(map(self._has_staged_rows, names)):
+            announce(f"making the rows of {', '.join(names)} ({self.profile} profile)")
             start = perf_counter()
             frames = make()
             seconds = perf_counter() - start
@@ -114,6 +125,7 @@ class Results:
         """The tensors stored under this name: the small arrays behind a figure."""
         config = dict(config)
         if self.recompute and not self._is_staged(f"{name}.safetensors"):
+            announce(f"making {name} ({self.profile} profile)")
             write_tensors(self.target / "data" / f"{name}.safetensors", make(), {"config": config})
         path = self._find(f"{name}.safetensors")
         tensors, header = read_tensors(path)
@@ -127,10 +139,14 @@ class Results:
         They are trained side by side, each in a folder of `runs`, so that an interrupted training goes on there.
         """
         if self.recompute:
-            missing = {name: config for name, config in configs.items() if not self._is_staged(f"{name}.csv")}
+            missing = {name: config for name, config in configs.items() if not self._has_staged_rows(name)}
             # the longest first: clean input and box, the box alone, the clean input alone
             missing = dict(sorted(missing.items(), key=lambda item: (item[1].kappa in (0, 1), item[1].kappa)))
+            for dataset in {config.dataset for config in missing.values()}:
+                load_dataset(dataset)  # here, as each process would look for it, and tell of its failure
             works = [(config, self.runs / config.digest) for config in missing.values()]
+            if missing:
+                announce(_about(missing.values()))
             for (name, config), (result, seconds) in zip(
                 missing.items(), in_parallel(_train, works, jobs=training_jobs(), name="models"), strict=True
             ):
@@ -165,17 +181,26 @@ class Results:
         """The folder of all training runs by the same code, which is that of a run before an interruption."""
         return work(self.profile, self.dataset) / "runs" / _code()
 
-    def _is_staged(self, *files: str) -> bool:
-        return bool(os.environ.get("PAPERLIB_STAGING")) and all(
-            (self.target / "data" / file).is_file() for file in files
-        )
+    def _is_staged(self, file: str) -> bool:
+        return bool(os.environ.get("PAPERLIB_STAGING")) and (self.target / "data" / file).is_file()
+
+    def _has_staged_rows(self, name: str) -> bool:
+        if not self._is_staged(f"{name}.csv"):
+            return False
+        try:
+            read_rows(self.target / "data" / f"{name}.csv")
+        except DamagedFileError:  # interrupted between the table and its header
+            return False
+        return True
 
     def _find(self, file: str) -> Path:
         places = [self.target / "data" / file, home(self.profile, self.dataset) / "figures" / "data" / file]
         for path in places:
             if path.is_file():
                 return path
+        number = file[:2]  # of the notebook that makes it
         raise FileNotFoundError(
             f"there is no {file} for profile {self.profile!r} and data set {self.dataset!r} in {places[-1].parent}; "
-            "make it with `make figures`, or set recompute=True in the notebook that makes it"
+            f"make it with `make figures NB={number} DATASET={self.dataset} PROFILE={self.profile}`, "
+            f"or set recompute=True in notebook {number}"
         )

@@ -8,18 +8,21 @@ import math
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import traceback
 from collections.abc import Callable, Generator, Sequence
-from concurrent.futures import Future, as_completed
+from concurrent.futures import FIRST_COMPLETED, Future
+from concurrent.futures import wait as wait_for
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from multiprocessing.connection import wait
+from multiprocessing.connection import Connection, wait
 from typing import Any, Generic, TypeVar
 
 import torch
 
 from paperlib.runtime.device import cpu_quota, tune_malloc
-from paperlib.runtime.progress import Progress
+from paperlib.runtime.progress import Progress, Reporter, TaskProgress, received
 
 Item = TypeVar("Item")
 Value = TypeVar("Value")
@@ -52,12 +55,15 @@ def outcomes(
     Args:
         task: a function of a module, which each process imports anew.
         jobs: processes at a time; by default one for each CPU core. For trainings, see `training_jobs`.
-        name: of the progress bar.
+        name: of the progress bar, which the steps of all tasks move.
 
     Raises:
         ValueError: fewer than one job.
         ModuleNotFoundError: pebble is not installed.
+        ChildProcessError: the processes ended before any task began, as those of a script without a main guard.
     """
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
+        sys.exit(1)  # a process that imports a script without a main guard: the one that started it says so, once
     jobs = cores() if jobs is None else jobs
     if jobs < 1:
         raise ValueError(f"jobs must be at least 1, got {jobs}")
@@ -67,23 +73,34 @@ def outcomes(
         from pebble import ProcessExpired, ProcessPool  # here, as the library works without it in one process
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError("work in several processes needs pebble: pip install pebble") from error
+    jobs = min(jobs, len(items))
     spawn = multiprocessing.get_context("spawn")
-    pool = ProcessPool(min(jobs, len(items)), initializer=_prepare, initargs=[task], context=spawn)
+    reader, writer = spawn.Pipe(duplex=False)
+    reports = None if "PAPERLIB_LOG" in os.environ else writer  # headless, processes write lines to the log themselves
+    pool = ProcessPool(jobs, initializer=_prepare, initargs=[task, reports], context=spawn)
     try:
-        pending: dict[Future[tuple[Value | None, TaskError | None]], Item] = {
-            pool.schedule(_attempt, args=[task, item]): item for item in items
+        pending: dict[Future[tuple[Value | None, TaskError | None]], int] = {
+            pool.schedule(_attempt_numbered, args=[task, number, item]): number for number, item in enumerate(items)
         }
-        with Progress(name, len(items)) as progress:
-            for future in as_completed(pending):
-                try:
-                    outcome = Outcome(pending[future], *future.result())
-                except ProcessExpired as error:
-                    outcome = Outcome(pending[future], error=TaskError(_death(error.exitcode)))
-                yield outcome
-                progress.step()
+        with TaskProgress(name, len(items), jobs) as progress:
+            while pending:
+                ended = wait_for(pending, timeout=Reporter.every, return_when=FIRST_COMPLETED).done
+                progress.hear(received(reader))
+                for future in ended:
+                    number = pending.pop(future)
+                    try:
+                        outcome = Outcome(items[number], *future.result())
+                    except ProcessExpired as error:
+                        outcome = Outcome(items[number], error=TaskError(_death(error.exitcode)))
+                    except BrokenProcessPool:
+                        raise ChildProcessError(_no_process()) from None
+                    yield outcome
+                    progress.finish(number)
     finally:
         pool.stop()
         pool.join()
+        reader.close()
+        writer.close()
 
 
 def cluster_outcomes(
@@ -149,10 +166,11 @@ def training_jobs() -> int:
     return 1 if torch.cuda.is_available() else cores()
 
 
-def _prepare(_task: object) -> None:
+def _prepare(_task: object, reports: Connection | None) -> None:
     # The task is an argument so that each process imports its module here, all of them at the same time. Without it
     # they would import it when they take a task from the queue, which they do one after another.
     _use_one_thread()
+    Progress.reporter = None if reports is None else Reporter(reports)
     parent = multiprocessing.parent_process()
     assert parent is not None
 
@@ -166,7 +184,6 @@ def _prepare(_task: object) -> None:
 def _use_one_thread() -> None:
     torch.set_num_threads(1)
     tune_malloc()
-    os.environ.setdefault("PAPERLIB_LOG", os.devnull)  # bars of several processes would write over each other
 
 
 def _attempt(task: Callable[[Item], Value], item: Item) -> tuple[Value | None, TaskError | None]:
@@ -178,9 +195,24 @@ def _attempt(task: Callable[[Item], Value], item: Item) -> tuple[Value | None, T
         return None, failed
 
 
+def _attempt_numbered(task: Callable[[Item], Value], number: int, item: Item) -> tuple[Value | None, TaskError | None]:
+    if Progress.reporter is not None:
+        Progress.reporter.begin(number)
+    return _attempt(task, item)
+
+
 def _attempt_on_one_thread(task: Callable[[Item], Value], item: Item) -> tuple[Value | None, TaskError | None]:
     _use_one_thread()
+    os.environ.setdefault("PAPERLIB_LOG", os.devnull)  # bars of several processes would write over each other
     return _attempt(task, item)
+
+
+def _no_process() -> str:
+    script = getattr(sys.modules["__main__"], "__file__", None)
+    return (
+        f"no process could begin its tasks: each imports {script or 'the main module'}, and ended meanwhile. "
+        'In a script put what starts processes below `if __name__ == "__main__":`; any other cause is shown above'
+    )
 
 
 def _death(code: int) -> str:

@@ -1,7 +1,7 @@
 """Many configurations, each trained and measured in a folder of its own, on all cores of a machine or of a cluster."""
 
 from collections.abc import Iterable
-from contextlib import closing, suppress
+from contextlib import closing
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -62,9 +62,13 @@ def sweep(
         raise ValueError("on a cluster Ray decides how many processes run: leave jobs out")
     check_writable(folder / "sweep.csv")
     unfinished = [config for config in configs if _measured(config, folder, images) is None]
+    unreachable: dict[str, ValueError] = {}
     for name in {config.dataset for config in unfinished}:
-        with suppress(ValueError):  # an error of each run that needs it
-            load_dataset(name, "test")  # here, as processes would race for the download
+        try:
+            load_dataset(name, "test")  # here, as processes would race for the download, and each tell of its failure
+        except ValueError as error:
+            unreachable[name] = error
+    unfinished = [config for config in unfinished if config.dataset not in unreachable]
 
     task = partial(_train_and_measure, folder=folder, images=images, device=device)
     jobs = training_jobs() if jobs is None else jobs
@@ -82,8 +86,10 @@ def sweep(
         write_rows(folder / "sweep.csv", rows, settings, origin, seconds)
     if len(done) < len(configs):
         unseen = f"its rows are not in {folder}: do all machines see that folder?"
-        lines = [f"{_label(c, configs)}: {errors[c] or unseen}" for c in configs if c not in done]
-        raise TasksFailedError(f"{len(lines)} of {len(configs)} runs failed\n" + "\n".join(lines))
+        lines = [f"runs on {name}: {error}" for name, error in sorted(unreachable.items())]
+        lines += [f"{_label(c, configs)}: {errors[c] or unseen}" for c in configs if c in errors and c not in done]
+        failed = len(configs) - len(done)
+        raise TasksFailedError(f"{failed} of {len(configs)} runs failed\n" + "\n".join(lines))
     return rows
 
 
@@ -104,7 +110,7 @@ def trained(
     data: Dataset | None = None,
     origin: dict[str, Any] | None = None,
 ) -> TrainResult:
-    """`train` in a folder, which in the end holds `model.safetensors` and the history as `history.csv`, too.
+    """`train` in a folder, which in the end holds `model.safetensors` and the rows of its history, `history.csv`.
 
     Args:
         data, origin: a data set of the user's own, and what the header of the history says of it.

@@ -1,5 +1,8 @@
 """One rule for results: made again, or loaded if made by exactly this configuration, and written nowhere else."""
 
+import re
+import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
@@ -11,7 +14,7 @@ import torch
 from matplotlib.figure import Figure
 
 from paperlib import TrainConfig
-from paperlib.data.datasets import checksum
+from paperlib.data.datasets import DataError, checksum
 from paperlib.paper import results as module
 from paperlib.paper.results import ROOT, Results, home, library_files
 from paperlib.runtime.files import ConfigMismatchError, DamagedFileError
@@ -112,7 +115,7 @@ def test_rows_are_made_once_and_then_loaded(root: Path) -> None:
     loaded = read().table("04_x", {"eps": 0.1}, refuse)
     pd.testing.assert_frame_equal(made, ROWS, check_exact=True)
     pd.testing.assert_frame_equal(loaded, ROWS, check_exact=True)
-    assert files(root) == {"build/smoke-mnist5k/figures/data/04_x.csv"}
+    assert files(root) == {f"build/smoke-mnist5k/figures/data/04_x.{kind}" for kind in ("csv", "json")}
 
 
 def test_the_header_names_the_data_set_its_checksum_and_the_time(root: Path) -> None:
@@ -152,7 +155,7 @@ def test_a_model_and_its_history_are_trained_once_and_then_loaded(root: Path, mo
     for other in (again, read().model("01_m", CONFIG)):
         weights = zip(vae.parameters(), other.parameters(), strict=True)
         assert all(torch.equal(first, second) for first, second in weights)
-    assert files(root) == {f"build/smoke-mnist5k/figures/data/01_m.{kind}" for kind in ("csv", "safetensors")}
+    assert files(root) == {f"build/smoke-mnist5k/figures/data/01_m.{kind}" for kind in ("csv", "json", "safetensors")}
 
 
 def test_a_toy_model_says_that_it_was_trained_on_the_toy_set() -> None:
@@ -196,9 +199,66 @@ def test_what_another_configuration_made_is_refused(loader: Any) -> None:
 
 @pytest.mark.parametrize("loader", LOADERS)
 def test_a_missing_result_says_how_to_make_it(loader: Any, root: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"'smoke'.*'mnist5k'.*make figures.*recompute=True") as caught:
+    with pytest.raises(FileNotFoundError) as caught:
         loader()
-    assert str(root / "build" / "smoke-mnist5k" / "figures" / "data") in str(caught.value)
+    said = str(caught.value)
+    command, number = re.search(r"`(make figures NB=(\d\d) DATASET=mnist5k PROFILE=smoke)`", said).groups()  # type: ignore[union-attr]
+    assert f"no {number}_" in said and f"recompute=True in notebook {number}" in said, "the command is for this file"
+    assert str(root / "build" / "smoke-mnist5k" / "figures" / "data") in said
+    assert command.split()[2:] == [f"NB={number}", "DATASET=mnist5k", "PROFILE=smoke"]
+
+
+def test_a_missing_result_of_the_repository_names_its_command_in_full(root: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"`make figures NB=04 DATASET=mnist PROFILE=paper`"):
+        Results("paper", "mnist", recompute=False).load_rows("04_x", {})
+
+
+def test_an_unreachable_data_set_is_said_once_before_any_process_starts(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PAPERLIB_DATA", str(tmp_path_factory.mktemp("data")))
+    monkeypatch.setitem(sys.modules, "torchvision", None)  # nothing is downloaded
+    monkeypatch.setattr(module, "in_parallel", refuse)
+    digits = replace(CONFIG, dataset="mnist", data_shape=(784,))
+    with pytest.raises(DataError, match=r"train-images.* is missing"):
+        make().trained({"02_a": digits, "02_b": replace(digits, seed=1)})
+
+
+def test_a_line_says_at_once_what_is_made(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.delenv("PAPERLIB_LOG", raising=False)
+    monkeypatch.setattr(module, "training_jobs", lambda: 2)
+    said = []
+
+    def here(task: Any, items: list[Any], **_: Any) -> list[Any]:
+        said.append(capsys.readouterr().out)
+        return [task(item) for item in items]
+
+    monkeypatch.setattr(module, "in_parallel", here)
+    make().trained({"01_m": CONFIG, "01_n": replace(CONFIG, steps=1_000, seed=1), "01_o": replace(CONFIG, seed=2)})
+    make().trained({"01_p": replace(CONFIG, seed=3)})
+    assert said == [
+        "training 3 models on 2 processes: two-moons, 3 to 1,000 steps each\n",
+        "training 1 model on 1 process: two-moons, 3 steps each\n",
+    ]
+    make().tables(["04_x", "04_y"], {}, lambda: (ROWS, ROWS))
+    make().tensors("02_t", {}, lambda: {"x": torch.zeros(1)})
+    lines = "making the rows of 04_x, 04_y (smoke profile)\nmaking 02_t (smoke profile)\n"
+    assert capsys.readouterr().out == lines
+
+
+def test_nothing_is_said_where_nothing_is_made_or_nobody_looks_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PAPERLIB_LOG", str(tmp_path / "log.txt"))  # as for an executed notebook
+    make().trained({"01_m": CONFIG})
+    make().table("04_x", {}, lambda: ROWS)
+    monkeypatch.delenv("PAPERLIB_LOG")
+    read().trained({"01_m": CONFIG})
+    read().table("04_x", {}, refuse)
+    monkeypatch.setenv("PAPERLIB_STAGING", str(tmp_path / "staging"))
+    for _ in range(2):
+        make().trained({})
+    assert capsys.readouterr().out == ""
 
 
 def test_damaged_tensors_are_refused() -> None:
@@ -220,7 +280,12 @@ def test_a_staging_folder_is_written_to_instead_and_read_first(
     other = ROWS.assign(eps=5.0)
     make().table("04_x", {}, lambda: other)
     make().figure(draw(), "04_f")
-    assert files(staging) == {"figures/data/04_x.csv", "figures/04_f.png", "figures/04_f.pdf"}
+    assert files(staging) == {
+        "figures/data/04_x.csv",
+        "figures/data/04_x.json",
+        "figures/04_f.png",
+        "figures/04_f.pdf",
+    }
     assert {name: (root / name).read_bytes() for name in files(root)} == before
     pd.testing.assert_frame_equal(read().load_rows("04_x", {}), other)
     pd.testing.assert_frame_equal(read().load_rows("04_y", {}), ROWS)
@@ -243,12 +308,21 @@ def test_what_a_staging_folder_holds_already_is_not_made_again(
         make().table("04_x", {"eps": 0.2}, refuse)
 
 
+def without_its_header(path: Path) -> None:
+    path.with_suffix(".json").unlink()
+
+
+def beside_another_header(path: Path) -> None:
+    path.write_text("eps,certified\n5.0,-1.0\n")
+
+
+@pytest.mark.parametrize("break_off", [Path.unlink, without_its_header, beside_another_header])
 def test_half_of_a_result_in_the_staging_is_made_again(
-    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+    break_off: Callable[[Path], None], tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PAPERLIB_STAGING", str(tmp_path_factory.mktemp("staging")))
     make().tables(["04_x", "04_y"], {}, lambda: (ROWS, ROWS))
-    (make().target / "data" / "04_y.csv").unlink()
+    break_off(make().target / "data" / "04_y.csv")
     other = ROWS.assign(eps=5.0)
     for found in make().tables(["04_x", "04_y"], {}, lambda: (other, other)):
         pd.testing.assert_frame_equal(found, other)

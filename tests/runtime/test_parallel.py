@@ -21,6 +21,7 @@ from paperlib.runtime.parallel import (
     in_parallel,
     outcomes,
 )
+from paperlib.runtime.progress import Progress, Report, Reporter, TaskProgress
 
 
 class TwoWordsError(Exception):
@@ -39,7 +40,7 @@ def task(item: str) -> Any:
         os._exit(3)
     if item == "is killed":
         os.kill(os.getpid(), signal.SIGKILL)
-    return item, torch.get_num_threads(), os.environ.get("PAPERLIB_LOG")
+    return item, torch.get_num_threads(), Progress("work", 1)._bar.disable
 
 
 def test_a_task_that_fails_or_dies_is_one_outcome_of_many(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -49,7 +50,7 @@ def test_a_task_that_fails_or_dies_is_one_outcome_of_many(monkeypatch: pytest.Mo
     by_item = {outcome.item: outcome for outcome in outcomes(task, items, jobs=2)}
     assert sorted(by_item) == sorted(items)
     for item in ("one", "two", "three"):
-        assert by_item[item] == Outcome(item, (item, 1, os.devnull)), "one torch thread and no progress bar in each"
+        assert by_item[item] == Outcome(item, (item, 1, True)), "one torch thread and no progress bar in each"
     errors = {item: str(by_item[item].error) for item in items if by_item[item].error is not None}
     assert errors == {
         "ends": "its process ended with status 3",
@@ -70,6 +71,67 @@ def late(item: float) -> float:
 def test_values_are_in_the_order_of_the_items() -> None:
     items = [1.0, 0.0, 0.1]
     assert in_parallel(late, items, jobs=2) == items
+
+
+def in_steps(item: int) -> int:
+    """Two pieces of work of a few steps, each long enough for a report of its own."""
+    for name in ("train", "certify"):
+        with Progress(name, item) as progress:
+            for _ in range(item):
+                time.sleep(1.2 * Reporter.every)
+                progress.step(note="clean -1.0")
+    return item
+
+
+def test_the_bar_moves_with_the_steps_of_all_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PAPERLIB_LOG", raising=False)
+    heard: list[Report] = []
+    reached: list[float] = []
+    hear = TaskProgress.hear
+
+    def listen(bar: TaskProgress, reports: list[Report]) -> None:
+        hear(bar, reports)
+        heard.extend(reports)
+        reached.append(bar._bar.n)
+
+    monkeypatch.setattr(TaskProgress, "hear", listen)
+    assert in_parallel(in_steps, [3, 2, 2], jobs=2) == [3, 2, 2]
+    assert {report.task for report in heard} == {0, 1, 2}
+    assert {report.text for report in heard} == {"train: clean -1.0", "certify: clean -1.0"}
+    assert any(0 < number < 1 for number in reached), "before the first task was done"
+    assert reached == sorted(reached) and reached[-1] <= 3
+
+
+def test_headless_processes_write_their_own_lines_and_report_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PAPERLIB_LOG", str(tmp_path / "log.txt"))
+    monkeypatch.setattr(TaskProgress, "short", -1.0)  # no work of this process is too short
+    heard: list[Report] = []
+    monkeypatch.setattr(TaskProgress, "hear", lambda _, reports: heard.extend(reports))
+    assert in_parallel(in_steps, [1], name="naps") == [1]
+    assert heard == []
+    assert (tmp_path / "log.txt").read_text().splitlines()[-1].startswith("naps: 1/1, ")
+
+
+UNGUARDED = """
+import os
+from paperlib.runtime.parallel import in_parallel
+in_parallel(os.path.basename, ["a", "b"], jobs=2)
+"""
+
+
+def test_a_script_without_a_main_guard_is_told_so_once(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(UNGUARDED)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    ended = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True)
+    assert ended.returncode == 1
+    last = ended.stderr.splitlines()[-1]
+    assert last.startswith("ChildProcessError: ") and 'if __name__ == "__main__":' in last and str(script) in last
+    assert (
+        ended.stderr.count("Traceback") == 1 and "expired" not in ended.stderr and "bootstrapping" not in ended.stderr
+    )
 
 
 def test_all_failures_are_one_error(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -98,8 +98,8 @@ def test_what_is_finished_is_not_done_again(tmp_path: Path, tasks: list[TrainCon
     assert tasks == GOOD and more["images"].tolist() == [IMAGES + 1] * 2, "another number of images: measured again"
     after = content(tmp_path)
     assert {k for k in after if after[k] != before[k]} == {
-        "sweep.csv",
-        *(str(Path(config.digest) / "measured.csv") for config in GOOD),
+        *("sweep.csv", "sweep.json"),
+        *(str(Path(config.digest) / f"measured.{kind}") for config in GOOD for kind in ("csv", "json")),
     }, "and not trained again"
 
 
@@ -134,8 +134,10 @@ def test_processes_train_beside_each_other_and_failures_stop_no_other(tmp_path: 
 
 
 def test_a_data_set_that_is_not_there_fails_its_own_runs_alone(tmp_path: Path, tasks: list[TrainConfig]) -> None:
-    with pytest.raises(TasksFailedError, match=r"1 of 2 runs failed\n\w+ dataset=emnist: ValueError: unknown data set"):
-        sweep([replace(CONFIG, dataset="emnist"), CONFIG], tmp_path, images=IMAGES)
+    nowhere = replace(CONFIG, dataset="emnist")
+    with pytest.raises(TasksFailedError, match=r"^2 of 3 runs failed\nruns on emnist: unknown data set [^\n]*$"):
+        sweep([nowhere, CONFIG, replace(nowhere, seed=1)], tmp_path, images=IMAGES)
+    assert tasks == [CONFIG], "no process was started for the others, and their failure is said once"
     assert read_rows(tmp_path / "sweep.csv")["dataset"].tolist() == ["two-moons"]
 
 
