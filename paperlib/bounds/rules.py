@@ -1,6 +1,7 @@
 """How a bound finds its way through a network: the layers in order, and for each the rule registered for its type."""
 
 from collections.abc import Iterator
+from functools import singledispatch
 from typing import Any
 
 import torch
@@ -12,7 +13,8 @@ class UnsupportedLayerError(TypeError):
 
 
 def named_layers(module: nn.Module, name: str = "") -> Iterator[tuple[str, nn.Module]]:
-    """The layers of a possibly nested `nn.Sequential` in order, each with its place for messages.
+    """The layers of a possibly nested `nn.Sequential` in order, each with its place for messages; other containers are
+    unrolled.
 
     Raises UnsupportedLayerError where hooks make a module compute something that no rule can see.
     """
@@ -25,8 +27,21 @@ def named_layers(module: nn.Module, name: str = "") -> Iterator[tuple[str, nn.Mo
         for child_name, child in module._modules.items():  # named_children() leaves out a layer that is used twice
             assert child is not None
             yield from named_layers(child, f"{name}.{child_name}" if name else child_name)
+    elif (unrolled_type := registered_type(unrolling_rule, type(module), "forward")) is not None:
+        for step in unrolling_rule.dispatch(unrolled_type)(module, name):
+            yield place, step
     else:
         yield place, module
+
+
+@singledispatch
+def unrolling_rule(module: nn.Module, name: str) -> Iterator[nn.Module]:
+    """(module, name) -> Iterator[nn.Module]
+
+    The rule for one type of container at its place in a network: layers with rules of their own that, one after the
+    other, compute what it computes.
+    """
+    raise UnsupportedLayerError(f"no unrolling rule for {type(module).__name__}")
 
 
 def apply_rule(rules: Any, place: str, layer: nn.Module, box: Any) -> Any:
@@ -37,7 +52,7 @@ def apply_rule(rules: Any, place: str, layer: nn.Module, box: Any) -> Any:
         place: the layer's place in its network, for messages.
 
     Raises:
-        UnsupportedLayerError: there is no rule; says how to register one.
+        UnsupportedLayerError: there is no rule, and how to register one; or the rule refuses any layer of this type.
         ValueError: the rule refuses the layer as it is; with its place.
     """
     rule_type = registered_type(rules, type(layer), "forward")
@@ -50,6 +65,8 @@ def apply_rule(rules: Any, place: str, layer: nn.Module, box: Any) -> Any:
         box = box.map(torch.clone)  # the caller's box stays as it is
     try:
         return rules.dispatch(rule_type)(layer, box)
+    except UnsupportedLayerError as error:
+        raise UnsupportedLayerError(f"{place}: {error}") from error
     except ValueError as error:
         raise ValueError(f"{place}: {error}") from error
 
