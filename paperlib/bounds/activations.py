@@ -35,10 +35,10 @@ class Dip:
     inflection: float  # here, and at the negative
 
 
-SILU = Dip(at=-1.2784645427610738, value=-0.27846454276107380, inflection=2.3993572805154677)
+SILU = Dip(at=-1.2784645427610737, value=-0.2784645427610738, inflection=2.3993572805154677)
 GELU = {
-    "none": Dip(at=-0.75179152469356446, value=-0.16997120747990369, inflection=math.sqrt(2)),
-    "tanh": Dip(at=-0.75246142207101626, value=-0.17004075057125405, inflection=1.4185040087908284),
+    "none": Dip(at=-0.75179152469356446, value=-0.16997120747990366, inflection=math.sqrt(2)),
+    "tanh": Dip(at=-0.75246142207101626, value=-0.17004075057125405, inflection=1.4185040087908283),
 }
 
 

@@ -13,7 +13,8 @@ from paperlib.bounds.rules import apply_rule, registered_type
 
 NUMBERS = 2**18  # in the points of each box together, about
 UNITS = 64  # outputs of each example whose worst corners are taken
-ROUNDING = 1e-10  # of the size of what enters: more than float64 is off by
+ROUNDING = 1e-10  # of both sides of an inequality: more than float64 is off by
+CANCELLATION = 2**-46  # of the largest input: what may be left in a small result of large inputs
 
 
 def check_rules(layer: nn.Module, box: Interval, generator: torch.Generator | None = None) -> tuple[str, ...]:
@@ -57,15 +58,15 @@ def _smaller(box: Interval, generator: torch.Generator) -> list[Interval]:
     """Boxes inside of the box: both halves, some at random, and a point."""
     boxes = [Interval(box.lower, box.center), Interval(box.center, box.upper)]
     for size in (1.0, 1.0, 0.1, 1e-3, 0.0):
-        ends = [_inside(box, generator) for _ in range(2)]
-        low, high = torch.minimum(*ends), torch.maximum(*ends)
+        first, second = _random_points(box, 2, generator)
+        low, high = torch.minimum(first, second), torch.maximum(first, second)
         boxes.append(Interval(low, low + size * (high - low)))
     return boxes
 
 
-def _inside(box: Interval, generator: torch.Generator) -> Tensor:
-    share = torch.rand(box.lower.shape, generator=generator, dtype=box.lower.dtype, device=box.lower.device)
-    return _between(box, share)
+def _random_points(box: Interval, count: int, generator: torch.Generator) -> Tensor:
+    end = box.lower
+    return _between(box, torch.rand(count, *end.shape, generator=generator, dtype=end.dtype, device=end.device))
 
 
 def _between(box: Interval, share: Tensor) -> Tensor:
@@ -75,10 +76,11 @@ def _between(box: Interval, share: Tensor) -> Tensor:
 def _points(layer: nn.Module, box: Interval, generator: torch.Generator) -> Tensor:
     """Points of the box, [points, batch, *shape]."""
     count = max(16, min(1000, NUMBERS // box.lower.numel()))
-    grid = [_between(box, share) for share in torch.linspace(0, 1, count, device=box.lower.device)]
-    inside = [_inside(box, generator) for _ in range(count)]
-    corners = [torch.where(_inside(box, generator) > box.center, box.upper, box.lower) for _ in range(count)]
-    return torch.stack([*grid, *inside, *corners, *_worst_corners(layer, box)])
+    share = torch.linspace(0, 1, count, dtype=box.lower.dtype, device=box.lower.device)
+    grid = _between(box, share.view(-1, *[1] * box.lower.ndim))
+    inside = _random_points(box, count, generator)
+    corners = torch.where(_random_points(box, count, generator) > box.center, box.upper, box.lower)
+    return torch.cat([grid, inside, corners, *_worst_corners(layer, box)])
 
 
 def _worst_corners(layer: nn.Module, box: Interval) -> list[Tensor]:
@@ -90,7 +92,7 @@ def _worst_corners(layer: nn.Module, box: Interval) -> list[Tensor]:
             return []
         picked = torch.linspace(0, outputs.shape[1] - 1, min(UNITS, outputs.shape[1])).long().tolist()
         slopes = [torch.autograd.grad(outputs[:, unit].sum(), at, retain_graph=True)[0] for unit in picked]
-    return [torch.where(slope * sign > 0, box.upper, box.lower) for slope in slopes for sign in (1, -1)]
+    return [torch.where(slope * sign > 0, box.upper, box.lower)[None] for slope in slopes for sign in (1, -1)]
 
 
 def _evaluate(layer: nn.Module, points: Tensor) -> Tensor:
@@ -101,7 +103,7 @@ def _evaluate(layer: nn.Module, points: Tensor) -> Tensor:
 def _check_interval(layer: nn.Module, box: Interval, points: Tensor, values: Tensor) -> None:
     image = apply_rule(interval_rule, type(layer).__name__, layer, box)
     for end, sign, name in ((image.lower, 1, "the lower end"), (image.upper, -1, "the upper end")):
-        excess = sign * (end - values) - ROUNDING * (end.abs() + values.abs())
+        excess = sign * (end - values) - ROUNDING * (end.abs() + values.abs()) - CANCELLATION * points.abs().max()
         _raise_at_worst("interval rule", name, excess, end.expand_as(values), values, points)
 
 
@@ -114,8 +116,9 @@ def _check_relaxation(layer: nn.Module, box: Interval, points: Tensor, values: T
     for bound, sign, name in ((relaxation.lower, 1, "the lower line"), (relaxation.upper, -1, "the upper line")):
         for function in _members(bound):
             line = function.slope * inputs + function.offset
-            size = (function.slope * inputs).abs() + function.offset.abs() + values.abs() + inputs.abs()
-            _raise_at_worst("relaxation rule", name, sign * (line - values) - ROUNDING * size, line, values, points)
+            size = (function.slope * inputs).abs() + function.offset.abs() + values.abs()
+            excess = sign * (line - values) - ROUNDING * size - CANCELLATION * points.abs().max()
+            _raise_at_worst("relaxation rule", name, excess, line, values, points)
 
 
 def _members(bound: LinearFunction | AlphaRelaxation[LinearFunction]) -> list[LinearFunction]:
@@ -138,7 +141,7 @@ def _check_affine(relaxation: Affine, points: Tensor, values: Tensor) -> None:
     constant = (coefficients * relaxation.offset).flatten(2).sum(2)
     expected, by_rule = product(coefficients, values), product(transposed, points) + constant
     size = product(coefficients.abs(), values.abs()) + product(transposed.abs(), points.abs()) + constant.abs()
-    excess = (by_rule - expected).abs() - ROUNDING * size
+    excess = (by_rule - expected).abs() - ROUNDING * size - CANCELLATION * points.abs().max()
     _raise_at_worst("relaxation rule", "c' . v + d", excess, by_rule, expected, points)
 
 
