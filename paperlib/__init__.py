@@ -4,7 +4,7 @@ from paperlib.bounds.check import check_rules
 from paperlib.bounds.curves import concave, convex
 from paperlib.bounds.interval import Interval, interval_rule, propagate
 from paperlib.bounds.linear import LinearFunction, LinearRelaxation
-from paperlib.bounds.relaxation import relaxation_rule
+from paperlib.bounds.relaxation import Affine, relaxation_rule
 from paperlib.bounds.residual import Residual
 from paperlib.bounds.rounding import Rounding, rounding_rule
 from paperlib.bounds.smooth import SmoothCurve, smooth
@@ -34,6 +34,7 @@ __all__ = [
     "IBP",
     "METHODS",
     "VAE",
+    "Affine",
     "Auto",
     "Bernoulli",
     "BranchAndBound",

@@ -116,7 +116,7 @@ def test_a_monotone_rule_for_a_function_that_falls_is_refuted(name: str) -> None
         check_rules(own(FALLING[name]), box_across_zero(2, 3))
     message = r"wrong at output \[\d, \d\]: the (\w+) end is (\S+) where the layer gives (\S+), for the input (\S+)"
     end, claimed, value, at = re.search(message, str(error.value)).groups()
-    assert FALLING[name](torch.tensor(float(at)).double()).item() == pytest.approx(float(value), rel=1e-6)
+    assert FALLING[name](torch.tensor(float(at), dtype=torch.float64)).item() == pytest.approx(float(value), rel=1e-6)
     assert float(value) < float(claimed) if end == "lower" else float(value) > float(claimed)
 
 
