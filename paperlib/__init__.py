@@ -1,8 +1,9 @@
 """Variational auto-encoders with a certified lower bound of the ELBO (proVAE, arXiv 2004.10608)."""
 
+from paperlib.bounds.box import Interval
 from paperlib.bounds.check import check_rules
 from paperlib.bounds.curves import concave, convex
-from paperlib.bounds.interval import Interval, interval_rule, propagate
+from paperlib.bounds.interval import interval_rule, propagate
 from paperlib.bounds.linear import LinearFunction, LinearRelaxation
 from paperlib.bounds.relaxation import Affine, relaxation_rule
 from paperlib.bounds.residual import Residual

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from paperlib.bounds.box import Interval
 from paperlib.bounds.curves import Curve
-from paperlib.bounds.interval import Interval, interval_rule
+from paperlib.bounds.interval import interval_rule
 from paperlib.bounds.linear import LinearRelaxation
 from paperlib.bounds.relaxation import relaxation_rule
 from paperlib.bounds.rounding import FUNCTION_ERRORS, Rounding, magnitude, rounding_rule

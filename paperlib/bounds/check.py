@@ -5,7 +5,8 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from paperlib.bounds.interval import Interval, interval_rule
+from paperlib.bounds.box import Interval
+from paperlib.bounds.interval import interval_rule
 from paperlib.bounds.linear import AlphaRelaxation, LinearFunction, initial_alpha
 from paperlib.bounds.relaxation import Affine, relaxation_rule
 from paperlib.bounds.rounding import rounding_rule
@@ -44,7 +45,7 @@ def check_rules(layer: nn.Module, box: Interval, generator: torch.Generator | No
         ("relaxation_rule", relaxation_rule, _check_relaxation),
         ("rounding_rule", rounding_rule, _check_rounding),
     ):
-        if registered_type(rules, type(layer), "forward") is not None:
+        if registered_type(rules, type(layer)) is not None:
             checks[name] = check
     for part in (box, *_smaller(box, generator)):
         points = _points(layer, part, generator)

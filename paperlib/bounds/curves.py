@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from paperlib.bounds.interval import Interval
+from paperlib.bounds.box import Interval
 from paperlib.bounds.linear import LinearFunction, LinearRelaxation
 
 Curve = Callable[[Tensor], Tensor]  # elementwise

@@ -1,13 +1,13 @@
-"""Boxes around tensors, and interval bound propagation (IBP) through torch modules.
+"""Interval bound propagation (IBP): boxes through torch modules.
 
 Interval bound propagation is Gowal et al. 2018 (arXiv 1810.12715); the paper applies it to both halves of a VAE
-(arXiv 2004.10608, section 3). Every bound here holds in real arithmetic. Evaluated in float32 it can be exceeded by
-rounding, about 1e-6 of a value's size for each affine layer; in float64 by about 1e-15.
+(arXiv 2004.10608, section 3). Every bound here holds in real arithmetic, but for what the layer itself rounds when it
+is evaluated at the point of the box nearest to 0: about 1e-6 of a value's size in float32, 1e-15 in float64. A box is
+enlarged by what its own width can round, so that neither of its ends is lost beside the other.
 """
 
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from functools import singledispatch
 from typing import Any
 
@@ -16,58 +16,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from paperlib.bounds.box import Interval
 from paperlib.bounds.rules import UnsupportedLayerError, apply_rule, named_layers
-
-
-@dataclass(frozen=True)
-class Interval:
-    """The set of all tensors t with lower <= t <= upper, elementwise. Both ends have the same shape and dtype."""
-
-    lower: Tensor
-    upper: Tensor
-
-    def __post_init__(self) -> None:
-        if self.lower.shape != self.upper.shape:
-            raise ValueError(f"the ends of an interval differ in shape: {self.lower.shape} and {self.upper.shape}")
-
-    @classmethod
-    def from_bounds(cls, lower: Tensor, upper: Tensor) -> "Interval":
-        """The interval between two tensors; raises ValueError where lower > upper or an end is NaN."""
-        interval = cls(lower, upper)
-        if not (lower <= upper).all():
-            where = (~(lower <= upper)).nonzero()[0].tolist()
-            raise ValueError(f"lower <= upper fails at index {where}: ends must be ordered and not NaN")
-        return interval
-
-    @property
-    def center(self) -> Tensor:
-        return (self.lower + self.upper) / 2
-
-    @property
-    def radius(self) -> Tensor:
-        return (self.upper - self.lower) / 2
-
-    def contains(self, value: Tensor) -> Tensor:
-        """Elementwise and exact, without a tolerance: bool tensor of the shape of `value`."""
-        return (self.lower <= value) & (value <= self.upper)
-
-    def map(self, function: Callable[[Tensor], Tensor]) -> "Interval":
-        """The image of the box under an elementwise non-decreasing function or a pure reshaping: exact."""
-        return Interval(function(self.lower), function(self.upper))
-
-    def chunk(self, chunks: int, dim: int) -> Iterator["Interval"]:
-        return (Interval(low, up) for low, up in zip(*(e.chunk(chunks, dim) for e in self), strict=True))
-
-    def widen(self, radius: Tensor) -> "Interval":
-        """The box with `radius` more on both sides."""
-        return Interval(self.lower - radius, self.upper + radius)
-
-    def intersect(self, other: "Interval") -> "Interval":
-        """What lies in both boxes: two bounds of the same quantity are one that is at least as tight."""
-        return Interval(torch.maximum(self.lower, other.lower), torch.minimum(self.upper, other.upper))
-
-    def __iter__(self) -> Iterator[Tensor]:
-        return iter((self.lower, self.upper))
 
 
 def propagate(module: nn.Module, box: Interval, name: str = "") -> Interval:
@@ -103,10 +53,27 @@ def interval_rule(layer: nn.Module, box: Interval) -> Interval:
     raise UnsupportedLayerError(f"no interval rule for {type(layer).__name__}")
 
 
-def affine(box: Interval, linear: Callable[[Tensor], Tensor], absolute: Callable[[Tensor], Tensor]) -> Interval:
-    """The box of an affine map, exact if each input enters W once: centre through W and b, radius through |W|."""
-    center, radius = linear(box.center), absolute(box.radius)
+def affine(
+    box: Interval, linear: Callable[[Tensor], Tensor], absolute: Callable[[Tensor], Tensor], summands: int
+) -> Interval:
+    """The box of an affine map, exact if each input enters W once: centre through W and b, radius through |W|.
+
+    Args:
+        summands: how many inputs an output sums, at most.
+    """
+    center, radius = linear(box.center), absolute(box.radius * outward(summands, box.lower.dtype))
     return Interval(center - radius, center + radius)
+
+
+def outward(summands: int, dtype: torch.dtype) -> float:
+    """A factor above 1 for radii, with which centre and radius, as computed, are outward of their own rounding.
+
+    Each is a sum of products that is rounded by at most  gamma_n = n u / (1 - n u)  of  |W| |v|,  u the unit roundoff
+    (Higham 2002, chapter 3), and |v| is at most the radius plus the smallest |v| of the box. Twice gamma_n of the
+    radius is added; what is left is the share of the smallest |v|, which the layer itself rounds there, too.
+    """
+    rounded = (summands + 4) * torch.finfo(dtype).eps / 2  # middle, half width, bias and the ends round as well
+    return 1 + 2 * rounded / (1 - rounded) if rounded < 1 / 2 else math.inf
 
 
 class _LinearBox(torch.autograd.Function):
@@ -114,7 +81,8 @@ class _LinearBox(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, low: Tensor, high: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
-        center, radius, absolute = (low + high).div_(2), (high - low).div_(2), weight.abs()
+        ctx.outward = outward(weight.shape[1], weight.dtype)
+        center, radius, absolute = (low + high).div_(2), (high - low).mul_(ctx.outward / 2), weight.abs()
         ctx.save_for_backward(center, radius, weight, absolute)
         center, radius = F.linear(center, weight, bias), F.linear(radius, absolute)
         return center - radius, center.add_(radius)
@@ -129,8 +97,8 @@ class _LinearBox(torch.autograd.Function):
         if any(ctx.needs_input_grad[:2]):
             through_center, through_radius = c_gradient @ weight, r_gradient @ absolute
             end_gradients = (
-                (through_center - through_radius).div_(2),
-                through_center.add_(through_radius).div_(2),
+                torch.sub(through_center, through_radius, alpha=ctx.outward).div_(2),
+                through_center.add_(through_radius, alpha=ctx.outward).div_(2),
             )
         weight_gradient = bias_gradient = None
         c_gradient, r_gradient, center, radius = (
@@ -151,7 +119,9 @@ def _(layer: nn.Linear, box: Interval) -> Interval:
 @interval_rule.register
 def _(layer: nn.Conv2d, box: Interval) -> Interval:
     # Padding other than with zeros copies inputs: |W| over copied radii is right for every padding mode.
-    return affine(box, layer, lambda r: layer._conv_forward(r, layer.weight.abs(), None))
+    return affine(
+        box, layer, lambda r: layer._conv_forward(r, layer.weight.abs(), None), summands=layer.weight[0].numel()
+    )
 
 
 @interval_rule.register
@@ -167,7 +137,7 @@ def _(layer: nn.ConvTranspose2d, box: Interval) -> Interval:
             dilation=layer.dilation,
         )
 
-    return affine(box, layer, absolute)
+    return affine(box, layer, absolute, summands=layer.weight[:, 0].numel() // layer.groups)
 
 
 @interval_rule.register
@@ -177,7 +147,7 @@ def _(layer: nn.BatchNorm1d | nn.BatchNorm2d, box: Interval) -> Interval:
     scale = (layer.running_var + layer.eps).rsqrt() * (1 if layer.weight is None else layer.weight)
     # [features] -> [1, features, 1, ...], the shape that broadcasts over batch and space
     scale = scale.view(1, -1, *[1] * (box.lower.ndim - 2))
-    return affine(box, layer, lambda r: r * scale.abs())
+    return affine(box, layer, lambda r: r * scale.abs(), summands=8)  # the scale itself is rounded, too
 
 
 @interval_rule.register
@@ -213,15 +183,23 @@ def _(layer: nn.ELU, box: Interval) -> Interval:
 def _(layer: nn.Softplus, box: Interval) -> Interval:
     if layer.beta <= 0:
         raise ValueError("Softplus with beta <= 0 has no rule; only beta > 0 has")
-    # torch returns x itself above threshold / beta: there the function steps down, from `top` to `switch`
-    switch = layer.threshold / layer.beta
+    # torch returns x itself above the switch: there the function steps down, from `top` to the switch
+    switch, margin = softplus_switch(layer, box.lower.dtype)
     top = switch + math.log1p(math.exp(-layer.threshold)) / layer.beta
-    steps = (box.lower <= switch) & (box.upper > switch)
+    steps = (box.lower <= switch + margin) & (box.upper >= switch - margin) & (box.lower < box.upper)
     image = box.map(layer)
     return Interval(
-        torch.where(steps, image.lower.clamp(max=switch), image.lower),
-        torch.where(steps, image.upper.clamp(min=top), image.upper),
+        torch.where(steps, image.lower.clamp(max=switch - margin), image.lower),
+        torch.where(steps, image.upper.clamp(min=top + margin), image.upper),
     )
+
+
+def softplus_switch(layer: nn.Softplus, dtype: torch.dtype) -> tuple[float, float]:
+    """Where torch steps from log(1 + exp(beta x)) / beta to x itself, x = threshold / beta, and how far from there
+    rounding may move the step.
+    """
+    switch, info = layer.threshold / layer.beta, torch.finfo(dtype)
+    return switch, 8 * info.eps * (abs(switch) + 1 / layer.beta) + info.tiny * (1 + 1 / layer.beta)
 
 
 @interval_rule.register

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from paperlib.bounds.interval import Interval
+from paperlib.bounds.box import Interval
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,8 @@ from typing import NoReturn
 
 from torch import nn
 
-from paperlib.bounds.interval import Interval, interval_rule
+from paperlib.bounds.box import Interval
+from paperlib.bounds.interval import interval_rule
 from paperlib.bounds.relaxation import relaxation_rule
 from paperlib.bounds.rounding import rounding_rule
 from paperlib.bounds.rules import UnsupportedLayerError

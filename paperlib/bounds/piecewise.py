@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from paperlib.bounds.box import Interval
 from paperlib.bounds.curves import convex, relu_chord, sigmoidal
-from paperlib.bounds.interval import Interval, interval_rule
+from paperlib.bounds.interval import interval_rule
 from paperlib.bounds.linear import AlphaRelaxation, LinearFunction, LinearRelaxation, initial_alpha
 from paperlib.bounds.relaxation import relaxation_rule
 from paperlib.bounds.rounding import FUNCTION_ERRORS, Rounding, magnitude, rounding_rule

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from paperlib.bounds.box import Interval
 from paperlib.bounds.curves import relu_chord
-from paperlib.bounds.interval import Interval, interval_rule
+from paperlib.bounds.interval import interval_rule
 from paperlib.bounds.linear import LinearFunction, LinearRelaxation, Selection
 from paperlib.bounds.relaxation import relaxation_rule
 from paperlib.bounds.rounding import Rounding, magnitude, rounding_rule

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from paperlib.bounds.box import Interval
 from paperlib.bounds.curves import concave, convex, relu_chord, sigmoidal
-from paperlib.bounds.interval import Interval, interval_rule
+from paperlib.bounds.interval import interval_rule, softplus_switch
 from paperlib.bounds.linear import AlphaRelaxation, LinearFunction, LinearRelaxation
 from paperlib.bounds.rules import UnsupportedLayerError
 
@@ -72,12 +73,14 @@ def _(layer: nn.ELU, box: Interval) -> LinearRelaxation:
 
 @relaxation_rule.register
 def _(layer: nn.Softplus, box: Interval) -> LinearRelaxation:
-    # torch steps down to v itself above threshold / beta, by less than exp(-threshold) / beta: see the interval rule
+    # torch steps down to v itself above the switch: see the interval rule
     def softplus(v: Tensor) -> Tensor:
         return torch.logaddexp(layer.beta * v, torch.zeros_like(v)) / layer.beta
 
     relaxation = convex(softplus, lambda v: torch.sigmoid(layer.beta * v), box)
-    step = math.log1p(math.exp(-layer.threshold)) / layer.beta * (box.upper > layer.threshold / layer.beta)
+    switch, margin = softplus_switch(layer, box.lower.dtype)
+    steps = (box.upper >= switch - margin).to(box.upper)
+    step = math.log1p(math.exp(-layer.threshold)) / layer.beta * steps
     assert isinstance(relaxation.lower, LinearFunction)
     lower = LinearFunction(relaxation.lower.slope, relaxation.lower.offset - step)
     return LinearRelaxation(lower, relaxation.upper)
@@ -106,7 +109,7 @@ def _(layer: nn.Linear, box: Interval) -> Affine:
 def _affine(layer: nn.Module, box: Interval) -> Affine:
     # The transpose of any affine map is its backward pass, whatever its padding, stride or groups.
     shape = box.lower.shape[1:]
-    at_zero = layer(torch.zeros_like(box.lower[:1]))
+    at_zero = layer(box.lower.new_zeros(1, *shape))
 
     def transpose(coefficients: Tensor) -> Tensor:
         lead = coefficients.shape[: coefficients.ndim - at_zero.ndim + 1]

@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from paperlib.bounds.interval import Interval, interval_rule
+from paperlib.bounds.box import Interval
+from paperlib.bounds.interval import interval_rule
 from paperlib.bounds.linear import AlphaRelaxation, LinearFunction, LinearRelaxation, Selection
 from paperlib.bounds.relaxation import Affine, Relaxation, relaxation_rule
 from paperlib.bounds.rounding import Rounding, magnitude, rounding_rule

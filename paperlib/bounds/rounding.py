@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
-from paperlib.bounds.interval import Interval, interval_rule
+from paperlib.bounds.box import Interval
+from paperlib.bounds.interval import interval_rule
 from paperlib.bounds.rules import UnsupportedLayerError
 
 FLOOR = 1e-30  # gamma_1 times it is above the smallest normal number of float32: room for all that underflows
@@ -158,11 +159,11 @@ def _(layer: nn.Softplus, box: Interval) -> Rounding:
     # t < 0 less than softplus(t) |t| u, and softplus(t) (1 + |t|) is largest at the upper end.
     low, high = (layer.beta * end for end in box)
     most = high.clamp(max=layer.threshold)
-    size = magnitude(interval_rule(layer, box)).clamp(min=FLOOR / layer.beta) * (1 + F.relu(-most))
     # Rounding of t and of the threshold decides which side of torch's switch to the identity is taken.
-    margin = 2**-20 * abs(layer.threshold)
+    margin = 2**-20 * abs(layer.threshold) + FLOOR  # beta * v may underflow
     switches = (low <= layer.threshold + margin) & (high >= layer.threshold - margin)
-    jump = switches * (math.log1p(math.exp(-layer.threshold)) / layer.beta)
+    jump = switches.to(box.lower) * (math.log1p(math.exp(-layer.threshold)) / layer.beta)
+    size = (magnitude(interval_rule(layer, box)) + jump).clamp(min=FLOOR / layer.beta) * (1 + F.relu(-most))
     return Rounding(FUNCTION_ERRORS["softplus"] + 8, size, peak=most.exp().clamp(min=1 / layer.beta), jump=jump)
 
 

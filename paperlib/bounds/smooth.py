@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from paperlib.bounds.box import Interval
 from paperlib.bounds.curves import Curve
-from paperlib.bounds.interval import Interval
 from paperlib.bounds.linear import AlphaRelaxation, LinearFunction, LinearRelaxation
 
 

@@ -3,15 +3,18 @@
 Shapes: x is [batch, *data_shape], noise is [batch, latent_dim], results are [batch], in nats.
 """
 
+import torch
 from torch import Tensor
 
-from paperlib.bounds.interval import Interval
+from paperlib.bounds.box import Interval
 from paperlib.certificates.method import Method, find_method
 from paperlib.models.elbo import Target
 from paperlib.models.vae import VAE
+from paperlib.runtime.inference import outside_inference_mode
 from paperlib.threats.balls import LinfBall
 
 
+@outside_inference_mode
 def elbo_bounds(
     vae: VAE,
     x: Tensor,
@@ -28,6 +31,8 @@ def elbo_bounds(
     `sound` it holds for the numbers that `elbo` returns in the precision of its arguments, whatever the order of its
     sums; the bounds are then float64. No method is ever looser than "ibp".
 
+    Bounds by methods without a gradient ("crown", "exact", "best", any search for alpha) are constants for autograd.
+
     Args:
         vae: in evaluation mode if it has dropout or batch normalisation.
         method: a method's object, which carries its options, or the word for it with its defaults. "ibp" (`IBP`) is
@@ -37,14 +42,18 @@ def elbo_bounds(
         target: "perturbed": the likelihood of x' itself, whose box is the input's; "clean": the likelihood of x.
 
     Raises:
+        ArithmeticError: two bounds of one quantity contradict each other, as the precision is too low for the model.
         ValueError: x outside the data range or not finite, misfitting shapes or dtypes, an unknown method or target;
             with `sound`, arithmetic that rounds in ways without a bound (TF32, bfloat16), or "exact".
         UnsupportedLayerError: a layer or a likelihood without the rules that the method needs.
         NotImplementedError: a likelihood whose bounds lack a part that the method needs.
     """
-    return find_method(method).bounds(vae, x, ball, noise, target, sound)
+    chosen = find_method(method)
+    with torch.set_grad_enabled(torch.is_grad_enabled() and chosen.differentiable):
+        return chosen.bounds(vae, x, ball, noise, target, sound)
 
 
+@outside_inference_mode
 def certificate(
     vae: VAE,
     x: Tensor,
@@ -56,4 +65,6 @@ def certificate(
     sound: bool = False,
 ) -> Tensor:
     """The lower end of `elbo_bounds` alone, [batch], in nats: what proVAE trains on. Arguments and errors as there."""
-    return find_method(method).lower(vae, x, ball, noise, target, sound)
+    chosen = find_method(method)
+    with torch.set_grad_enabled(torch.is_grad_enabled() and chosen.differentiable):
+        return chosen.lower(vae, x, ball, noise, target, sound)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from paperlib.bounds.interval import Interval
+from paperlib.bounds.box import Interval
 from paperlib.certificates.crown import Crown, CrownIBP
 from paperlib.certificates.ibp import IBP
 from paperlib.certificates.method import METHODS, MemoryUse, Method

@@ -8,7 +8,8 @@ decoder, reparametrisation and encoder, until the whole ELBO is bounded by one l
 over the box has a closed form. So pixels and latents are bounded together, not each at a worst input of its own.
 """
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Self
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from paperlib.bounds.interval import Interval
+from paperlib.bounds.box import Interval
 from paperlib.bounds.linear import (
     AlphaRelaxation,
     AlphaSelector,
@@ -28,11 +29,17 @@ from paperlib.bounds.linear import (
     initial_alpha,
 )
 from paperlib.bounds.relaxation import Affine, Relaxation, relaxation_rule
-from paperlib.bounds.rounding import magnitude
+from paperlib.bounds.rounding import magnitude, rounding_rule
 from paperlib.bounds.rules import apply_rule, named_layers
 from paperlib.certificates import posterior_bounds
-from paperlib.certificates.backward_rounding import ACCUMULATION_ERROR, PosteriorRounding, joint_size, layer_size
-from paperlib.certificates.float_sound import SoundBounds
+from paperlib.certificates.backward_rounding import (
+    ACCUMULATION_ERROR,
+    MOST_SUMMANDS,
+    PosteriorRounding,
+    joint_size,
+    layer_size,
+)
+from paperlib.certificates.float_sound import value_rounding
 from paperlib.certificates.intervals import IntervalBounds
 from paperlib.certificates.likelihood_bounds import bounds_of
 from paperlib.models.likelihood import sum_per_example
@@ -53,10 +60,13 @@ class RelaxedLayer:
     error: Tensor | None  # what rounding takes from a bound for each unit of a coefficient, [batch, *out_shape]
 
     @classmethod
-    def of(cls, place: str, layer: nn.Module, box: Interval, rounding: Tensor | None) -> Self:
-        """The layer relaxed over its box; with `rounding`, as it is deployed."""
+    def of(cls, place: str, layer: nn.Module, box: Interval, deployed: torch.dtype | None) -> Self:
+        """The layer relaxed over its box; with `deployed`, as it is evaluated in that precision."""
         relaxation = apply_rule(relaxation_rule, place, layer, box)
-        error = None if rounding is None else rounding + ACCUMULATION_ERROR * layer_size(layer, box, relaxation)
+        if deployed is None:
+            return cls(place, layer, box, relaxation, None, None)
+        rounding = apply_rule(rounding_rule, place, layer, box).bound(deployed)
+        error = rounding + ACCUMULATION_ERROR * layer_size(layer, box, relaxation)
         return cls(place, layer, box, relaxation, rounding, error)
 
 
@@ -70,26 +80,44 @@ class RelaxedVAE:
     encoder: tuple[RelaxedLayer, ...]
     decoder: tuple[RelaxedLayer, ...]
     scale: LinearRelaxation  # of exp(log_var / 2), [batch, latent_dim]
+    deployed: torch.dtype | None  # None: real arithmetic
     rounding: PosteriorRounding | None  # None: real arithmetic
 
     @classmethod
-    def of(cls, vae: VAE, bounds: IntervalBounds, noise: Tensor, sound: SoundBounds | None = None) -> Self:
-        """Relaxations over the boxes of interval propagation (CROWN-IBP); with `sound`, of the deployed network."""
+    def of(cls, vae: VAE, bounds: IntervalBounds, noise: Tensor, deployed: torch.dtype | None = None) -> Self:
+        """Relaxations over the boxes of interval propagation (CROWN-IBP); with `deployed`, of the network as it is
+        evaluated in that precision.
+
+        Raises ValueError for a deployed network of more units than the error of sums allows for.
+        """
+        boxes = [*bounds.encoder, *bounds.decoder]
+        units = sum(math.prod(box.lower.shape[1:]) for box in boxes)
+        if deployed is not None and units > MOST_SUMMANDS:
+            raise ValueError(
+                f'sound linear bounds are for at most {MOST_SUMMANDS} units, this network has {units}: use method="ibp"'
+            )
         scale = posterior_bounds.scale_relaxation(bounds.log_var)
-        encoder = _relax(vae.encoder, "encoder", bounds.encoder, None if sound is None else sound.encoder_rounding)
-        decoder = _relax(vae.decoder, "decoder", bounds.decoder, None if sound is None else sound.decoder_rounding)
-        rounding = None if sound is None else PosteriorRounding.of(sound, noise, scale)
-        return cls(vae, bounds, noise, encoder, decoder, scale, rounding)
+        encoder = _relax(vae.encoder, "encoder", bounds.encoder, deployed)
+        decoder = _relax(vae.decoder, "decoder", bounds.decoder, deployed)
+        rounding = None if deployed is None else PosteriorRounding.of(bounds, noise, scale, deployed)
+        return cls(vae, bounds, noise, encoder, decoder, scale, deployed, rounding)
+
+    @property
+    def value_rounding(self) -> Tensor:
+        """How far the ELBO's own terms are rounded as they are deployed, over the boxes of all steps: [batch], nats."""
+        assert self.deployed is not None and self.rounding is not None
+        layers = (layer.rounding for layer in (*self.encoder, *self.decoder))
+        steps = [self.rounding.deployed, *(rounding for rounding in layers if rounding is not None)]
+        return value_rounding(self.vae, self.bounds, self.deployed, steps)
 
 
 def _relax(
-    module: nn.Module, name: str, boxes: list[Interval], roundings: list[Tensor] | None
+    module: nn.Module, name: str, boxes: list[Interval], deployed: torch.dtype | None
 ) -> tuple[RelaxedLayer, ...]:
     layers = list(named_layers(module, name))
-    roundings_or_none: Sequence[Tensor | None] = roundings or [None] * len(layers)
     return tuple(
-        RelaxedLayer.of(place, layer, box, rounding)
-        for (place, layer), box, rounding in zip(layers, boxes[: len(layers)], roundings_or_none, strict=True)
+        RelaxedLayer.of(place, layer, box, deployed)
+        for (place, layer), box in zip(layers, boxes[: len(layers)], strict=True)
     )
 
 
@@ -207,5 +235,5 @@ def backward_pass(
 
 def concretize(coefficients: Tensor, box: Interval) -> Tensor:
     """The minimum of  coefficients . v  over the box, [batch]: v is the lower end where a coefficient is positive."""
-    # coefficients * upper, and where they are positive coefficients * lower
-    return sum_per_example(torch.addcmul(coefficients * box.upper, F.relu(coefficients), box.lower - box.upper))
+    # not through the difference of the ends, beside which the smaller one would be lost
+    return sum_per_example(torch.addcmul(coefficients.clamp(max=0) * box.upper, F.relu(coefficients), box.lower))

@@ -11,37 +11,39 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from paperlib.bounds.interval import Interval, interval_rule
+from paperlib.bounds.box import Interval
+from paperlib.bounds.interval import interval_rule
 from paperlib.bounds.linear import AlphaRelaxation, JointLinearFunction, LinearFunction, LinearRelaxation
 from paperlib.bounds.relaxation import Affine, Relaxation
 from paperlib.bounds.rounding import gamma, magnitude, unit_roundoff
 from paperlib.certificates import posterior_bounds
-from paperlib.certificates.float_sound import SoundBounds
 from paperlib.certificates.intervals import IntervalBounds
 
-ACCUMULATION_ERROR = gamma(2**20, unit_roundoff(torch.float64))  # 1e-10: for sums of at most a million terms
+MOST_SUMMANDS = 2**20
+ACCUMULATION_ERROR = gamma(MOST_SUMMANDS, unit_roundoff(torch.float64))  # 1e-10
 
 
 @dataclass(frozen=True)
 class PosteriorRounding:
     """What rounding takes from a linear bound of the ELBO between encoder and decoder."""
 
+    deployed: Tensor  # of the latents as they are evaluated, [batch, latent_dim]
     latent: Tensor  # [batch, latent_dim], for each unit of a latent's coefficient
     kl: Tensor  # [batch]
 
     @classmethod
-    def of(cls, sound: SoundBounds, noise: Tensor, scale: LinearRelaxation) -> Self:
+    def of(cls, bounds: IntervalBounds, noise: Tensor, scale: LinearRelaxation, deployed: torch.dtype) -> Self:
         """`scale` is the relaxation of exp(log_var / 2)."""
-        bounds = sound.bounds
         mean, log_var = magnitude(bounds.mean), magnitude(bounds.log_var)
-        latent = sound.latent_rounding + ACCUMULATION_ERROR * (mean + noise.abs() * _relaxation_size(scale, log_var))
+        rounding = posterior_bounds.reparametrize_rounding(bounds.mean, bounds.log_var, noise).bound(deployed)
+        latent = rounding + ACCUMULATION_ERROR * (mean + noise.abs() * _relaxation_size(scale, log_var))
         relaxations = (posterior_bounds.negative_kl_below, posterior_bounds.negative_kl_above)
         sizes = (
             _function_size(function, largest)
             for relaxation in relaxations
             for function, largest in zip(relaxation(bounds.mean, bounds.log_var), (mean, log_var), strict=True)
         )
-        return cls(latent, ACCUMULATION_ERROR * torch.stack([*sizes]).sum((0, 2)))
+        return cls(rounding, latent, ACCUMULATION_ERROR * torch.stack([*sizes]).sum((0, 2)))
 
 
 def layer_size(layer: nn.Module, box: Interval, relaxation: Relaxation) -> Tensor:

@@ -4,6 +4,7 @@ It is concave in l and linear in t: the smallest value over both boxes sits at a
 nearest to the maximiser l* = logit(t). The linear bounds replace the product t * l by McCormick's planes.
 """
 
+import math
 from typing import Any
 
 import torch
@@ -11,8 +12,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from paperlib.bounds.box import Interval
 from paperlib.bounds.curves import chord_below, is_nonnegative, relu_chord, tangent
-from paperlib.bounds.interval import Interval
 from paperlib.bounds.linear import AlphaRelaxation, JointLinearFunction, LinearFunction
 from paperlib.bounds.rounding import FUNCTION_ERRORS, Rounding, magnitude
 from paperlib.certificates.likelihood_bounds import LikelihoodBounds, likelihood_bounds
@@ -48,7 +49,7 @@ class BernoulliBounds(LikelihoodBounds):
             high.clamp(min=0) * magnitude(target.map(lambda t: t - 1)), (-low).clamp(min=0) * magnitude(target)
         )
         summands = misfit + softplus(-torch.maximum(low, -high).clamp(min=0))
-        count = few + summands[0].numel()
+        count = few + math.prod(summands.shape[1:])
         return Rounding(count, sum_per_example(summands + parts * few / count), peak=sum_per_example(parts))
 
     def linear_below(self, output: Interval, target: Interval) -> AlphaRelaxation[JointLinearFunction]:

@@ -10,12 +10,15 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
+from time import perf_counter
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from paperlib.bounds.interval import Interval
+from paperlib.bounds.box import Interval
 from paperlib.certificates.backward import RelaxedVAE, linear_lower, linear_upper
+from paperlib.certificates.crown import slack
 from paperlib.certificates.intervals import IntervalBounds, elbo_lower, elbo_upper, target_box
 from paperlib.certificates.method import METHODS, MemoryUse, Method
 from paperlib.certificates.zonotope import ROWS, refine
@@ -39,14 +42,22 @@ class ToleranceError(ValueError):
 class BranchAndBound(Method):
     """Both ends within `tol` nats of the truth, for inputs of at most three numbers; no gradients.
 
-    Raises ValueError for a `tol` that is not positive and finite.
+    Args:
+        tol: in nats.
+        time_limit: seconds for a batch. When they have passed, the bounds so far are returned: they hold, and where
+            they are farther apart than the truth, by more than `tol`, they are all that is known.
+
+    Raises ValueError for a `tol` that is not positive and finite, or a `time_limit` that is not positive.
     """
 
     tol: float = 1e-3
+    time_limit: float = math.inf
 
     def __post_init__(self) -> None:
         if not 0 < self.tol < math.inf:
             raise ValueError(f"tol must be positive and finite, in nats, got {self.tol}")
+        if not self.time_limit > 0:
+            raise ValueError(f"time_limit must be positive, in seconds, got {self.time_limit}")
 
     def bounds(
         self, vae: VAE, x: Tensor, ball: LinfBall, noise: Tensor, target: Target = "perturbed", sound: bool = False
@@ -57,7 +68,7 @@ class BranchAndBound(Method):
         check_inputs(vae, x, noise)
         box = ball.box(x)
         with explain_misfit(x):
-            return exact_bounds(vae, box, noise, target_box(target, box, x), self.tol)
+            return exact_bounds(vae, box, noise, target_box(target, box, x), self.tol, self.time_limit)
 
     def memory(self, vae: VAE, layer_sizes: Sequence[int]) -> MemoryUse:
         return MemoryUse(per_image=max(ROWS, 2 * vae.latent_dim) * sum(layer_sizes))
@@ -66,9 +77,11 @@ class BranchAndBound(Method):
 METHODS["exact"] = BranchAndBound()
 
 
-def exact_bounds(vae: VAE, box: Interval, noise: Tensor, target: Interval, tol: float) -> Interval:
+def exact_bounds(
+    vae: VAE, box: Interval, noise: Tensor, target: Interval, tol: float, time_limit: float = math.inf
+) -> Interval:
     """Certified: every x' of the box has lower <= ELBO(x'; noise) <= upper, [batch], in nats; and both ends are within
-    `tol` of the truth: some x' has an ELBO of at most lower + tol, and some x' one of at least upper - tol.
+    `tol` of the truth, unless time is up: some x' has an ELBO of at most lower + tol, some one of at least upper - tol.
 
     Holds for this noise draw and in real arithmetic; float64 rounding is about 1e-12 of a value. No gradients.
 
@@ -78,9 +91,10 @@ def exact_bounds(vae: VAE, box: Interval, noise: Tensor, target: Interval, tol: 
         noise: [batch, latent_dim].
         target: `box`, this very object, where x' explains itself; otherwise a single point, the same for all x'.
         tol: in nats.
+        time_limit: in seconds, half of them for each end.
 
     Raises:
-        ToleranceError: a box needs more than `LIMIT` subproblems, or its ELBO is not a number: raise `tol`.
+        ToleranceError: without a time limit, a box needs more than `LIMIT` subproblems, or its ELBO is not a number.
         ValueError: more than three inputs, or a target of another kind.
         UnsupportedLayerError, NotImplementedError: a layer or a likelihood without linear bounds.
     """
@@ -102,16 +116,20 @@ def exact_bounds(vae: VAE, box: Interval, noise: Tensor, target: Interval, tol: 
     def below(part: Interval, example: Tensor) -> Tensor:
         bounds = interval_bounds(part, example)
         relaxed = refine(RelaxedVAE.of(vae, bounds, noise[example]))
-        return torch.maximum(elbo_lower(vae, bounds), linear_lower(relaxed))
+        interval, linear = elbo_lower(vae, bounds), linear_lower(relaxed)
+        return torch.fmax(interval, linear - slack(linear, interval))
 
     def above(part: Interval, example: Tensor) -> Tensor:
         bounds = interval_bounds(part, example)
         relaxed = refine(RelaxedVAE.of(vae, bounds, noise[example]))
-        return torch.minimum(elbo_upper(vae, bounds), linear_upper(relaxed))
+        interval, linear = elbo_upper(vae, bounds), linear_upper(relaxed)
+        return torch.fmin(interval, linear + slack(linear, interval))
 
-    lower = minimum(value, below, box, tol)
-    upper = -minimum(lambda x, example: -value(x, example), lambda part, example: -above(part, example), box, tol)
-    return Interval(lower, upper)
+    def negated(function: Callable[[Any, Tensor], Tensor]) -> Callable[[Any, Tensor], Tensor]:
+        return lambda of, example: -function(of, example)
+
+    lower = minimum(value, below, box, tol, time_limit / 2)
+    return Interval(lower, -minimum(negated(value), negated(above), box, tol, time_limit / 2))
 
 
 @dataclass(frozen=True)
@@ -135,8 +153,9 @@ class Subproblems:
 
 
 @torch.no_grad()
-def minimum(value: Value, bound: Bound, box: Interval, tol: float) -> Tensor:
-    """At most `tol` below and never above the minimum over each of the boxes [batch, *data_shape]: [batch].
+def minimum(value: Value, bound: Bound, box: Interval, tol: float, time_limit: float = math.inf) -> Tensor:
+    """Never above the minimum over each of the boxes [batch, *data_shape], and at most `tol` below it unless as many
+    seconds as `time_limit` have passed: [batch].
 
     Args:
         value: the function that is minimised.
@@ -150,6 +169,7 @@ def minimum(value: Value, bound: Bound, box: Interval, tol: float) -> Tensor:
     count = torch.zeros(batch, dtype=torch.long, device=best.device)
     new = Subproblems(box, torch.arange(batch, device=best.device), -best)
     queue = new[:0]
+    end = perf_counter() + time_limit
     while len(new):
         # a bound of the whole is a bound of its halves, too
         new = Subproblems(new.box, new.example, torch.maximum(new.bound, bound(new.box, new.example)))
@@ -160,13 +180,16 @@ def minimum(value: Value, bound: Bound, box: Interval, tol: float) -> Tensor:
         closed = _close(queue.bound, best[queue.example], tol)
         closed_bound.scatter_reduce_(0, queue.example[closed], queue.bound[closed], "amin")
         queue = queue[~closed]
-        if (count[queue.example] >= LIMIT).any():
+        if perf_counter() > end:
+            closed_bound.scatter_reduce_(0, queue.example, queue.bound, "amin")
+            break
+        if time_limit == math.inf and (count[queue.example] >= LIMIT).any():
             raise ToleranceError(
                 f"the bounds of a box do not meet within tol={tol} nats on {LIMIT} subproblems: "
-                "raise tol or shrink the box"
+                "raise tol, shrink the box, or set a time_limit"
             )
         new, queue = _halves(queue[-CHUNK:]), queue[:-CHUNK]
-    return torch.minimum(closed_bound, best)  # they cross by rounding alone
+    return torch.fmin(closed_bound, best)  # they cross by rounding alone; a NaN in `best` says nothing of the minimum
 
 
 def _points(box: Interval) -> Iterator[Tensor]:

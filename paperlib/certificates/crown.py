@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from paperlib.bounds.interval import Interval
+from paperlib.bounds.box import Interval
 from paperlib.certificates.backward import RelaxedVAE, linear_lower, linear_upper
 from paperlib.certificates.intervals import elbo_lower, elbo_upper
 from paperlib.certificates.method import METHODS, MemoryUse, Problem, TrainableMethod
@@ -49,20 +49,25 @@ class CrownIBP(TrainableMethod):
         problem = Problem.checked(vae, x, ball, noise, target, sound)
         relaxed = self.relax(problem)
         lower, upper = linear_lower(relaxed, self.alpha_steps), linear_upper(relaxed, self.alpha_steps)
-        linear = Interval(lower - _slack(lower), upper + _slack(upper))
-        interval = Interval(elbo_lower(problem.vae, problem.bounds), elbo_upper(problem.vae, problem.bounds))
+        interval = Interval(elbo_lower(relaxed.vae, relaxed.bounds), elbo_upper(relaxed.vae, relaxed.bounds))
+        linear = Interval(lower - slack(lower, interval.lower), upper + slack(upper, interval.upper))
         bounds = linear.intersect(interval)
-        return bounds if problem.sound is None else bounds.widen(problem.sound.value_rounding)
+        if relaxed.deployed is not None:
+            bounds = bounds.widen(relaxed.value_rounding)
+        return bounds if relaxed.bounds is problem.bounds else bounds.intersect(problem.interval_elbo)
 
     def lower_over(self, problem: Problem) -> Tensor:
-        interval = elbo_lower(problem.vae, problem.bounds)
-        linear = linear_lower(self.relax(problem), self.alpha_steps)
-        lower = torch.maximum(interval, linear - _slack(linear))
-        return lower if problem.sound is None else lower - problem.sound.value_rounding
+        relaxed = self.relax(problem)
+        interval, linear = elbo_lower(relaxed.vae, relaxed.bounds), linear_lower(relaxed, self.alpha_steps)
+        lower = torch.fmax(interval, linear - slack(linear, interval))  # a NaN bounds nothing
+        if relaxed.deployed is not None:
+            lower = lower - relaxed.value_rounding
+        return lower if relaxed.bounds is problem.bounds else torch.fmax(lower, problem.interval_elbo_lower)
 
     def relax(self, problem: Problem) -> RelaxedVAE:
         """The layers relaxed over the boxes of this method."""
-        return RelaxedVAE.of(problem.vae, problem.bounds, problem.noise, problem.sound)
+        deployed = None if problem.sound is None else problem.sound.deployed
+        return RelaxedVAE.of(problem.vae, problem.bounds, problem.noise, deployed)
 
     def memory(self, vae: VAE, layer_sizes: Sequence[int]) -> MemoryUse:
         return MemoryUse(per_image=32 * sum(layer_sizes))
@@ -98,6 +103,9 @@ METHODS["crown-ibp"] = CrownIBP()
 METHODS["crown"] = Crown()
 
 
-def _slack(linear: Tensor) -> Tensor:
-    # Lowered by a few units of rounding, a linear bound never passes the interval's by rounding alone.
-    return 64 * torch.finfo(linear.dtype).eps * (1 + linear.detach().abs())
+def slack(linear: Tensor, interval: Tensor) -> Tensor:
+    """What a linear bound of the ELBO gives up for the rounding of its own sums, [batch], nats.
+
+    Their terms are together about as large as the interval bound over the same boxes, and in the sum they cancel.
+    """
+    return 64 * torch.finfo(linear.dtype).eps * (1 + torch.maximum(linear.detach().abs(), interval.detach().abs()))

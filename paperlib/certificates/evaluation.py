@@ -11,6 +11,7 @@ from paperlib.certificates.method import Method, find_method
 from paperlib.models.elbo import Target, elbo, elbo_terms
 from paperlib.models.vae import VAE
 from paperlib.runtime.distributed import distributed_map
+from paperlib.runtime.inference import outside_inference_mode
 from paperlib.runtime.numbers import rounded_down, with_error
 from paperlib.runtime.progress import Progress
 from paperlib.threats.attacks import pgd
@@ -24,6 +25,7 @@ class SandwichViolationError(AssertionError):
     """certified <= attacked <= clean fails by more than float64 rounding, or a value is not finite."""
 
 
+@outside_inference_mode
 @torch.no_grad()
 def certify(
     vae: VAE,

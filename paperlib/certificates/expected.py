@@ -21,24 +21,28 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from paperlib.bounds.interval import Interval, interval_rule, propagate_all
+from paperlib.bounds.box import Interval
+from paperlib.bounds.interval import interval_rule, propagate_all
 from paperlib.bounds.linear import LinearFunction, LinearRelaxation
 from paperlib.bounds.relaxation import Affine, relaxation_rule
 from paperlib.bounds.rules import UnsupportedLayerError, apply_rule, named_layers
 from paperlib.certificates.backward import RelaxedVAE, linear_lower
 from paperlib.certificates.confidence import lower_confidence_bound
+from paperlib.certificates.crown import slack
 from paperlib.certificates.ibp import IBP
 from paperlib.certificates.intervals import IntervalBounds, elbo_lower, target_box
 from paperlib.certificates.likelihood_bounds import bounds_of
 from paperlib.certificates.method import Method, find_method
 from paperlib.models.elbo import Target
 from paperlib.models.vae import VAE
+from paperlib.runtime.inference import outside_inference_mode
 from paperlib.runtime.progress import Progress
 from paperlib.threats.balls import LinfBall
 
 NOISE_BOXES = [2.5 + step / 4 for step in range(19)]  # candidates for c, up to 7
 
 
+@outside_inference_mode
 def certify_expected(
     vae: VAE,
     x: Tensor,
@@ -102,10 +106,9 @@ class _Run:
         bound = split.inside * lower_confidence_bound(draws, split.floor, self.confidence) + split.tail
         mean = draws.mean(0)
         columns = {"bound": bound, "mean": mean, "width": mean - bound, "tail": split.tail, "noise_box": split.box}
+        numbers = {name: column.cpu().numpy() for name, column in columns.items()}
         settings = {"eps": self.ball.eps, "samples": self.samples, "confidence": self.confidence}
-        return pd.DataFrame(
-            settings | {name: column.cpu().numpy() for name, column in columns.items()}, index=range(len(x))
-        )
+        return pd.DataFrame(settings | numbers, index=range(len(x)))
 
     def split(self, x: Tensor) -> "NoiseSplit":
         """For each example the box of noise with the least predicted cost. The choice never sees a draw."""
@@ -159,7 +162,8 @@ def noise_box_floor(vae: VAE, bounds: IntervalBounds, c: float, method: Method) 
     flat = torch.zeros_like(reach)
     relaxed = RelaxedVAE.of(vae, bounds, torch.ones_like(reach))
     scale = LinearRelaxation(LinearFunction(flat, -reach), LinearFunction(flat, reach))
-    return torch.maximum(floor, linear_lower(replace(relaxed, scale=scale)))
+    linear = linear_lower(replace(relaxed, scale=scale))
+    return torch.fmax(floor, linear - slack(linear, floor))
 
 
 def noise_inside(box: Tensor, draws: int, latent_dim: int, generator: torch.Generator | None = None) -> Tensor:

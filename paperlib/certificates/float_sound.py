@@ -6,16 +6,18 @@ deployed precision and in float64 itself.
 """
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from paperlib.bounds.interval import Interval, interval_rule
+from paperlib.bounds.box import Interval
+from paperlib.bounds.interval import interval_rule
 from paperlib.bounds.rounding import Rounding, check_deployed, gamma, magnitude, rounding_rule, unit_roundoff
 from paperlib.bounds.rules import apply_rule, named_layers
 from paperlib.certificates import posterior_bounds
-from paperlib.certificates.intervals import IntervalBounds, target_box
+from paperlib.certificates.intervals import IntervalBounds, posterior_boxes, target_box
 from paperlib.certificates.likelihood_bounds import bounds_of
 from paperlib.models.elbo import Target, check_shape
 from paperlib.models.vae import VAE
@@ -32,6 +34,7 @@ class SoundBounds:
     """
 
     network: VAE  # the deployed weights in float64
+    deployed: torch.dtype
     bounds: IntervalBounds
     encoder_rounding: list[Tensor]  # after each layer, of its output's shape
     latent_rounding: Tensor  # [batch, latent_dim]
@@ -53,31 +56,32 @@ class SoundBounds:
             NotImplementedError: a likelihood without `rounding`.
         """
         check_deployed(vae, x)
+        for half in ("encoder", "decoder"):  # before they are copied, as a copy is no longer compiled
+            list(named_layers(getattr(vae, half), half))
         deployed = x.dtype
         network = copy.deepcopy(vae).double()  # modes stay as they are: the rules refuse what is random
         noise = noise.double()
 
         box = input_box(x, ball)
         encoder, encoder_rounding = _propagate_all(network.encoder, box, "encoder", deployed)
-        mean, log_var = encoder[-1].chunk(2, dim=-1)
-        check_shape("the encoder's mean", mean.lower, "noise", noise, x)
+        mean, log_var = posterior_boxes(vae, encoder[-1], noise, x)
         latent_rounding = posterior_bounds.reparametrize_rounding(mean, log_var, noise).bound(deployed)
         latent = posterior_bounds.reparametrize_bounds(mean, log_var, noise).widen(latent_rounding)
         decoder, decoder_rounding = _propagate_all(network.decoder, latent, "decoder", deployed)
         check_shape("the decoder's output", decoder[-1].lower, "target", x, x)
 
         bounds = IntervalBounds(target_box(target, box, x.double()), encoder, mean, log_var, decoder)
-        value = _value_rounding(network, bounds, deployed)
-        for rounding in (*encoder_rounding, latent_rounding, *decoder_rounding):
-            value = torch.where(rounding.isfinite().flatten(1).all(1), value, torch.inf)
-        return cls(network, bounds, encoder_rounding, latent_rounding, decoder_rounding, value)
+        value = value_rounding(network, bounds, deployed, [*encoder_rounding, latent_rounding, *decoder_rounding])
+        return cls(network, deployed, bounds, encoder_rounding, latent_rounding, decoder_rounding, value)
 
 
 def input_box(x: Tensor, ball: LinfBall) -> Interval:
     """All numbers of x's precision that x - eps, x + eps and the range mean there, rounded, in float64: [batch, *]."""
     ball.check(x)
     deployed, center = x.dtype, x.double()
-    radius = gamma(4, unit_roundoff(deployed)) * (center.abs() + ball.eps)  # eps is rounded, then the difference
+    # eps is rounded, to nothing if it is small enough, and then the difference
+    smallest = torch.finfo(deployed).smallest_normal * torch.finfo(deployed).eps
+    radius = gamma(4, unit_roundoff(deployed)) * (center.abs() + ball.eps) + smallest
     low, high = (torch.tensor(end, dtype=deployed).item() for end in (ball.low, ball.high))
     return Interval(
         (center - ball.eps - radius).clamp(min=min(ball.low, low)),
@@ -96,11 +100,18 @@ def _propagate_all(
     return boxes, roundings
 
 
-def _value_rounding(network: VAE, bounds: IntervalBounds, deployed: torch.dtype) -> Tensor:
+def value_rounding(network: VAE, bounds: IntervalBounds, deployed: torch.dtype, steps: Sequence[Tensor]) -> Tensor:
+    """How far log p, KL and their difference are rounded, for quantities within these bounds: [batch], nats.
+
+    Infinite where the rounding of any of the `steps` before them is, each [batch, *shape]: it may overflow.
+    """
     likelihood = bounds_of(network.likelihood)
     fit_rounding = likelihood.rounding(bounds.output, bounds.target).bound(deployed)
     kl_rounding = posterior_bounds.kl_rounding(bounds.mean, bounds.log_var).bound(deployed)
     largest_fit = magnitude(likelihood.bounds(bounds.output, bounds.target)) + fit_rounding
     largest_kl = magnitude(posterior_bounds.kl_bounds(bounds.mean, bounds.log_var)) + kl_rounding
     difference = Rounding(1, largest_fit + largest_kl)  # the ELBO is the difference of both
-    return fit_rounding + kl_rounding + difference.bound(deployed)
+    rounding = fit_rounding + kl_rounding + difference.bound(deployed)
+    for step in steps:
+        rounding = torch.where(step.isfinite().flatten(1).all(1), rounding, torch.inf)
+    return rounding

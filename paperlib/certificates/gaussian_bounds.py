@@ -9,8 +9,8 @@ import math
 import torch
 from torch import Tensor
 
+from paperlib.bounds.box import Interval
 from paperlib.bounds.curves import chord_below, tangent
-from paperlib.bounds.interval import Interval
 from paperlib.bounds.linear import JointLinearFunction, LinearFunction
 from paperlib.bounds.rounding import FUNCTION_ERRORS, Rounding
 from paperlib.certificates.likelihood_bounds import LikelihoodBounds, likelihood_bounds
@@ -34,7 +34,7 @@ class GaussianBounds(LikelihoodBounds):
         inverse = torch.exp(-self.likelihood.log_scale)
         farthest = _farthest(output, target)
         summands = (farthest * inverse).square() / 2 + self.likelihood.log_scale.abs() + math.log(2 * math.pi) / 2
-        count = 2 * FUNCTION_ERRORS["exp"] + 8 + summands[0].numel()
+        count = 2 * FUNCTION_ERRORS["exp"] + 8 + math.prod(summands.shape[1:])
         return Rounding(count, sum_per_example(summands), peak=torch.maximum(inverse, 1 / inverse))
 
     def linear_below(self, output: Interval, target: Interval) -> JointLinearFunction:

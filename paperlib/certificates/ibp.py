@@ -5,8 +5,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from paperlib.bounds.interval import Interval
-from paperlib.certificates.intervals import elbo_lower, elbo_upper
+from paperlib.bounds.box import Interval
 from paperlib.certificates.method import METHODS, MemoryUse, Problem, TrainableMethod
 from paperlib.models.elbo import Target
 from paperlib.models.vae import VAE
@@ -24,13 +23,10 @@ class IBP(TrainableMethod):
     def bounds(
         self, vae: VAE, x: Tensor, ball: LinfBall, noise: Tensor, target: Target = "perturbed", sound: bool = False
     ) -> Interval:
-        problem = Problem.checked(vae, x, ball, noise, target, sound)
-        bounds = Interval(elbo_lower(problem.vae, problem.bounds), elbo_upper(problem.vae, problem.bounds))
-        return bounds if problem.sound is None else bounds.widen(problem.sound.value_rounding)
+        return Problem.checked(vae, x, ball, noise, target, sound).interval_elbo
 
     def lower_over(self, problem: Problem) -> Tensor:
-        lower = elbo_lower(problem.vae, problem.bounds)
-        return lower if problem.sound is None else lower - problem.sound.value_rounding
+        return problem.interval_elbo_lower
 
     def memory(self, vae: VAE, layer_sizes: Sequence[int]) -> MemoryUse:
         return MemoryUse(per_image=12 * sum(layer_sizes))

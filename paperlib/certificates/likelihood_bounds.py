@@ -12,10 +12,10 @@ from functools import singledispatch
 
 from torch import Tensor
 
-from paperlib.bounds.interval import Interval
+from paperlib.bounds.box import Interval
 from paperlib.bounds.linear import AlphaRelaxation, JointLinearFunction
 from paperlib.bounds.rounding import Rounding
-from paperlib.bounds.rules import UnsupportedLayerError, registered_type
+from paperlib.bounds.rules import UnsupportedLayerError, overridden, registered_type
 from paperlib.models.likelihood import Likelihood
 
 
@@ -88,8 +88,9 @@ def bounds_of(likelihood: Likelihood) -> LikelihoodBounds:
     Raises UnsupportedLayerError where none are registered for its type, or where a subclass or the object itself
     replaces the `log_prob` that the registered ones bound.
     """
-    kind = registered_type(likelihood_bounds, type(likelihood), "log_prob")
-    if kind is None or "log_prob" in vars(likelihood):
+    bounded = frozenset({"log_prob"})
+    kind = registered_type(likelihood_bounds, type(likelihood))
+    if kind is None or overridden(type(likelihood), kind, bounded) or bounded.intersection(vars(likelihood)):
         name = type(likelihood).__name__
         raise UnsupportedLayerError(
             f"no bounds for the likelihood {name}; register a subclass of LikelihoodBounds with "

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from paperlib.bounds.interval import Interval
+from paperlib.bounds.box import Interval
 from paperlib.certificates.float_sound import SoundBounds
-from paperlib.certificates.intervals import IntervalBounds, target_box
+from paperlib.certificates.intervals import IntervalBounds, elbo_lower, elbo_upper, target_box
 from paperlib.models.elbo import Target, check_inputs, check_target, explain_misfit
 from paperlib.models.vae import VAE
 from paperlib.threats.balls import LinfBall
@@ -91,6 +91,18 @@ class Problem:
     noise: Tensor  # [batch, latent_dim]
     bounds: IntervalBounds
     sound: SoundBounds | None = None  # None: real arithmetic; else `vae` and `noise` are in float64
+
+    @property
+    def interval_elbo(self) -> Interval:
+        """Interval bounds of the ELBO, [batch], nats: no method need be looser."""
+        bounds = Interval(elbo_lower(self.vae, self.bounds), elbo_upper(self.vae, self.bounds))
+        return bounds if self.sound is None else bounds.widen(self.sound.value_rounding)
+
+    @property
+    def interval_elbo_lower(self) -> Tensor:
+        """The lower end of `interval_elbo` alone, [batch], nats: all that training needs."""
+        lower = elbo_lower(self.vae, self.bounds)
+        return lower if self.sound is None else lower - self.sound.value_rounding
 
     @classmethod
     def checked(cls, vae: VAE, x: Tensor, ball: LinfBall, noise: Tensor, target: Target, sound: bool) -> "Problem":

@@ -7,8 +7,8 @@ Shapes: mean, log_var and noise are [batch, latent]; divergences are [batch], in
 import torch
 from torch import Tensor
 
+from paperlib.bounds.box import Interval
 from paperlib.bounds.curves import chord_above, chord_below, tangent
-from paperlib.bounds.interval import Interval
 from paperlib.bounds.linear import LinearFunction, LinearRelaxation
 from paperlib.bounds.rounding import FLOOR, FUNCTION_ERRORS, Rounding, magnitude
 from paperlib.models.gaussian import kl_log_var_term, kl_mean_term
@@ -17,9 +17,10 @@ from paperlib.models.gaussian import kl_log_var_term, kl_mean_term
 def reparametrize_bounds(mean: Interval, log_var: Interval, noise: Tensor) -> Interval:
     """A box that contains z for every mean and log_var in their boxes, at this fixed noise; exact for each coordinate.
 
-    z is increasing in mean, and in log_var it moves with the sign of the noise.
+    z is increasing in mean, and in log_var it moves with the sign of the noise: not at all where the noise is 0, even
+    if exp overflows.
     """
-    low, high = (torch.exp(end / 2) * noise for end in log_var)
+    low, high = (torch.where(noise == 0, noise, torch.exp(end / 2) * noise) for end in log_var)
     return Interval(mean.lower + torch.minimum(low, high), mean.upper + torch.maximum(low, high))
 
 

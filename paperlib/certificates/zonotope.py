@@ -14,14 +14,15 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from paperlib.bounds.interval import Interval, interval_rule
+from paperlib.bounds.box import Interval
+from paperlib.bounds.interval import interval_rule, outward
 from paperlib.bounds.linear import LinearRelaxation, parallel
 from paperlib.bounds.relaxation import Affine
 from paperlib.bounds.rounding import magnitude
 from paperlib.bounds.rules import apply_rule
 from paperlib.certificates import posterior_bounds
 from paperlib.certificates.backward import RelaxedLayer, RelaxedVAE
-from paperlib.certificates.backward_rounding import ACCUMULATION_ERROR, layer_size
+from paperlib.certificates.backward_rounding import ACCUMULATION_ERROR, PosteriorRounding, layer_size
 
 ROWS = 64  # units of the encoder that are bounded at a time
 
@@ -39,6 +40,7 @@ class Zonotope:
     @property
     def box(self) -> Interval:
         radius = self.generators.abs().sum(2) + self.independent_error
+        radius = radius * outward(self.generators.shape[2], radius.dtype)
         return Interval(self.center - radius, self.center + radius)
 
 
@@ -53,7 +55,9 @@ def refine(relaxed: RelaxedVAE) -> RelaxedVAE:
     boxes = [*(layer.box for layer in decoder), output]
     bounds = replace(relaxed.bounds, mean=mean, log_var=log_var, decoder=boxes)
     scale = posterior_bounds.scale_relaxation(log_var)
-    return replace(relaxed, bounds=bounds, encoder=encoder, decoder=decoder, scale=scale)
+    deployed = relaxed.deployed
+    rounding = None if deployed is None else PosteriorRounding.of(bounds, relaxed.noise, scale, deployed)
+    return replace(relaxed, bounds=bounds, encoder=encoder, decoder=decoder, scale=scale, rounding=rounding)
 
 
 def _backward_zonotope(layers: Sequence[RelaxedLayer], box: Interval, coefficients: Tensor) -> Zonotope:
@@ -89,14 +93,14 @@ def _refine_encoder(relaxed: RelaxedVAE) -> tuple[RelaxedLayer, ...]:
     after_nonlinearity = False  # only then is the interval box not tight
     input_box = box = relaxed.bounds.input
     for old in relaxed.encoder:
-        layer = RelaxedLayer.of(old.place, old.layer, box.intersect(old.box), old.rounding)
+        layer = RelaxedLayer.of(old.place, old.layer, box.intersect(old.box), relaxed.deployed)
         if isinstance(layer.relaxation, LinearRelaxation):
             if after_nonlinearity:
                 units = _identity(layer.box).split(ROWS)
                 boxes = [_backward_zonotope(layers, input_box, rows).box for rows in units]
                 lower, upper = (torch.cat(ends, 1).view_as(old.box.lower) for ends in zip(*boxes, strict=True))
                 tighter = layer.box.intersect(Interval(lower, upper))
-                layer = RelaxedLayer.of(old.place, old.layer, tighter, old.rounding)
+                layer = RelaxedLayer.of(old.place, old.layer, tighter, relaxed.deployed)
             after_nonlinearity = True
         layers.append(layer)
         box = _image(layer)
@@ -113,7 +117,7 @@ def _reparametrize(
 ) -> tuple[Zonotope, Interval]:
     """The latents' zonotope and their box, from the zonotope of mean and log_var and the boxes of both."""
     # latent = mean + noise * exp(log_var / 2): errors that both share cancel where they can, before a box is taken
-    noise, rounding = relaxed.noise, relaxed.rounding
+    noise = relaxed.noise
     scale = parallel(posterior_bounds.scale_relaxation(log_var), log_var)
     slope = noise * scale.slope
     (mean_center, log_var_center), (mean_generators, log_var_generators) = (
@@ -122,7 +126,9 @@ def _reparametrize(
     center = mean_center + slope * log_var_center + noise * scale.middle
     independent_error = noise.abs() * scale.radius
     interval = posterior_bounds.reparametrize_bounds(mean, log_var, noise)
-    if rounding is not None:
+    if relaxed.deployed is not None:
+        tighter = replace(relaxed.bounds, mean=mean, log_var=log_var)
+        rounding = PosteriorRounding.of(tighter, noise, posterior_bounds.scale_relaxation(log_var), relaxed.deployed)
         mean_error, log_var_error = posterior.independent_error.chunk(2, 1)
         mean_size, log_var_size = (magnitude(part) for part in posterior.box.chunk(2, 1))
         independent_error = independent_error + mean_error + slope.abs() * log_var_error + rounding.latent
@@ -144,7 +150,7 @@ def _refine_decoder(
     coefficients, rest = _identity(latent), Interval(latents.center, latents.center)
     generators = torch.cat([latents.generators, torch.diag_embed(latents.independent_error)], 2)
     for old in relaxed.decoder:
-        layer = RelaxedLayer.of(old.place, old.layer, box.intersect(old.box), old.rounding)
+        layer = RelaxedLayer.of(old.place, old.layer, box.intersect(old.box), relaxed.deployed)
         layers.append(layer)
         box = _image(layer)
         rounding = _forward_rounding(layer, coefficients, rest, latents)
@@ -158,7 +164,7 @@ def _refine_decoder(
             coefficients = relaxation.slope_times(coefficients)
             middle = relaxation.slope_times(rest.center) + relaxation.middle
             radius = relaxation.spread(rest.radius) + relaxation.radius + rounding
-            rest = Interval(middle, middle).widen(radius)
+            rest = Interval(middle, middle).widen(radius * outward(2, radius.dtype))
     return tuple(layers), box
 
 
@@ -195,4 +201,4 @@ def _radius(coefficients: Tensor, generators: Tensor) -> Tensor:
     for part, own, out in zip(units, generators, radius, strict=True):  # one by one: the product stays in the cache
         nonzero = own[:, own.any(0)]  # a unit whose sign is fixed has no error
         torch.sum((part @ nonzero).abs_(), 1, out=out)
-    return radius
+    return radius * outward(generators.shape[1] + generators.shape[2], radius.dtype)

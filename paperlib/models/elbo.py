@@ -45,6 +45,7 @@ def elbo_terms(vae: VAE, x: Tensor, noise: Tensor, target: Tensor) -> tuple[Tens
     """The two parts of the ELBO, log p(target | z) and KL, each [batch], nats; checks shapes alone, for inner loops."""
     mean, log_var = vae.encode(x)
     check_shape("the encoder's mean", mean, "noise", noise, x)
+    check_shape("the encoder's log_var", log_var, "noise", noise, x)
     output = vae.decoder(gaussian.reparametrize(mean, log_var, noise))
     check_shape("the decoder's output", output, "target", target, x)
     return vae.likelihood.log_prob(output, target), gaussian.kl(mean, log_var)

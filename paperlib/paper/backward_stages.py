@@ -8,7 +8,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from paperlib.bounds.interval import Interval
+from paperlib.bounds.box import Interval
 from paperlib.bounds.linear import backward_substitute, initial_alpha
 from paperlib.certificates import posterior_bounds
 from paperlib.certificates.backward import RelaxedLayer, RelaxedVAE, backward_pass, concretize

@@ -8,7 +8,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from paperlib.bounds.interval import Interval
+from paperlib.bounds.box import Interval
 from paperlib.bounds.rules import named_layers
 from paperlib.certificates.api import elbo_bounds
 from paperlib.certificates.evaluation import NOISE_SEED, certify, evaluation_noise

@@ -6,7 +6,8 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from paperlib.bounds.interval import Interval, propagate
+from paperlib.bounds.box import Interval
+from paperlib.bounds.interval import propagate
 from paperlib.certificates.api import elbo_bounds
 from paperlib.certificates.intervals import IntervalBounds
 from paperlib.models import gaussian

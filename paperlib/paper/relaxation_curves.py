@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from paperlib.bounds.interval import Interval
+from paperlib.bounds.box import Interval
 from paperlib.bounds.linear import AlphaRelaxation, JointLinearFunction, LinearFunction, LinearRelaxation, initial_alpha
 from paperlib.bounds.relaxation import relaxation_rule
 from paperlib.certificates.likelihood_bounds import bounds_of

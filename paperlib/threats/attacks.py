@@ -10,11 +10,13 @@ from torch import Tensor
 
 from paperlib.models.elbo import Target, check_inputs, check_target, unchecked_elbo
 from paperlib.models.vae import VAE
+from paperlib.runtime.inference import outside_inference_mode
 from paperlib.threats.balls import LinfBall
 
 Objective = Callable[[Tensor], Tensor]  # [batch, *data_shape] -> [batch]; examples do not mix
 
 
+@outside_inference_mode
 def fgsm(vae: VAE, x: Tensor, ball: LinfBall, noise: Tensor, target: Target = "perturbed") -> Tensor:
     """One step of size eps against the sign of the ELBO's gradient at x (Goodfellow et al. 2015): a point of the ball.
 
@@ -25,6 +27,7 @@ def fgsm(vae: VAE, x: Tensor, ball: LinfBall, noise: Tensor, target: Target = "p
     return ball.project(x - ball.eps * gradient.sign(), x)
 
 
+@outside_inference_mode
 def pgd(
     vae: VAE,
     x: Tensor,

@@ -1,6 +1,7 @@
 """Boxes, and every interval rule: enclosure at random points and attainment at the corners, in float64."""
 
 import contextlib
+import copy
 import math
 from collections.abc import Callable
 
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from paperlib import Interval, LinfBall, interval_rule, propagate
 from paperlib.bounds.interval import affine
+from paperlib.bounds.relaxation import relaxation_rule
 from paperlib.bounds.rules import UnsupportedLayerError
 
 Pick = Callable[..., object]
@@ -163,14 +165,17 @@ def test_a_hand_worked_network_has_the_hand_worked_box() -> None:
     # x in [0.25, 0.75] x [0, 0.5]
     # h1 = x1 - x2      : centre 0.25, radius 0.5  -> [-0.25, 0.75] -> relu [0, 0.75]
     # h2 = 2 x1 + x2 - 1: centre 0.25, radius 0.75 -> [-0.5, 1]     -> relu [0, 1]
-    # y  = h1 - 2 h2 + 1/2: lowest 0 - 2 + 0.5, highest 0.75 - 0 + 0.5. All numbers are binary fractions: no rounding.
+    # y  = h1 - 2 h2 + 1/2: lowest 0 - 2 + 0.5, highest 0.75 - 0 + 0.5
     first, second = nn.Linear(2, 2), nn.Linear(2, 1)
     first.weight.data, first.bias.data = torch.tensor([[1.0, -1.0], [2.0, 1.0]]), torch.tensor([0.0, -1.0])
     second.weight.data, second.bias.data = torch.tensor([[1.0, -2.0]]), torch.tensor([0.5])
     net = nn.Sequential(first, nn.ReLU(), second)
     box = LinfBall(0.25).box(torch.tensor([[0.5, 0.25]]))
-    assert [end.tolist() for end in propagate(first, box)] == [[[-0.25, -0.5]], [[0.75, 1.0]]]
-    assert [end.item() for end in propagate(net, box)] == [-1.5, 1.25]
+    for module, worked in ((first, ([-0.25, -0.5], [0.75, 1.0])), (net, ([-1.5], [1.25]))):
+        lower, upper = propagate(module, box)
+        exact = Interval(*(torch.tensor([end]) for end in worked))
+        assert (lower <= exact.lower).all() and (exact.upper <= upper).all(), "the ends are outward of rounding"
+        torch.testing.assert_close(torch.cat([lower, upper]), torch.cat([*exact]), rtol=1e-5, atol=1e-5)
     # The true range is [-1.25 at (0.75, 0.5), 1 at (0.5, 0)]: the box holds it and is not it.
     assert [net(torch.tensor([point])).item() for point in ([0.75, 0.5], [0.5, 0.0])] == [-1.25, 1.0]
 
@@ -206,17 +211,18 @@ def test_a_smaller_box_gives_a_smaller_box(name: str, data: st.DataObject) -> No
     assert_encloses(propagate(layer, box), torch.stack([*propagate(layer, inner)]))
 
 
-def test_float32_is_exceeded_at_attaining_corners_by_less_than_1e_5_of_the_bound() -> None:
-    # The allowance that every float32 certificate carries. Measured on x86 with MKL over 200 seeds: 43% of the corners
-    # exceed their bound, the worst by 6.9e-7 of it.
-    layer, ball, x = nn.Linear(784, 64), LinfBall(0.1), torch.rand(1, 784)
+@pytest.mark.parametrize("radius", [1e-7, 1e-3, 0.1])
+def test_float32_is_exceeded_at_attaining_corners_by_less_than_1e_5_of_the_bound(radius: float) -> None:
+    # The allowance that every float32 certificate carries: what the layer rounds at any input, beside which the box is
+    # widened by what its radius rounds.
+    layer, ball, x = nn.Linear(784, 64), LinfBall(radius), torch.rand(1, 784)
     bound, box = propagate(layer, ball.box(x)), ball.box(x)
     highest = layer(torch.where(layer.weight > 0, box.upper, box.lower)).diagonal()
     lowest = layer(torch.where(layer.weight > 0, box.lower, box.upper)).diagonal()
-    size = torch.maximum(bound.lower.abs(), bound.upper.abs())[0]
+    size = (nn.functional.linear(box.upper, layer.weight.abs()) + layer.bias.abs())[0]
     excess = torch.cat([(highest - bound.upper[0]) / size, (bound.lower[0] - lowest) / size])
     assert excess.max() < 1e-5
-    assert excess.min() > -1e-5, "these corners attain the bound"
+    assert excess.min() > -1e-5 - 2e-3 * radius, "these corners attain the bound"
 
 
 @pytest.mark.parametrize(
@@ -261,7 +267,7 @@ def test_an_unknown_layer_is_refused_with_its_name_its_place_and_the_remedy(laye
     nested = nn.Sequential(nn.Tanh(), nn.Sequential(nn.ReLU(), layer))
     with pytest.raises(UnsupportedLayerError, match=rf"{name} at '1\.1'.*@interval_rule\.register\({name}\)"):
         propagate(nested, random_box(1, 2))
-    with pytest.raises(UnsupportedLayerError, match=rf"no interval rule for {name}; "):
+    with pytest.raises(UnsupportedLayerError, match=rf"no interval rule for {name}[;,] "):
         propagate(layer, random_box(1, 2))
 
 
@@ -360,7 +366,7 @@ def test_the_backward_pass_of_a_linear_box_is_that_of_its_formula(shape: tuple[i
         value = (image.lower * along[0]).sum() + (image.upper * along[1]).sum()
         return list(torch.autograd.grad(value, [*ends, *layer.parameters()]))
 
-    formula = gradients(lambda box: affine(box, layer, lambda r: nn.functional.linear(r, layer.weight.abs())))
+    formula = gradients(lambda box: affine(box, layer, lambda r: nn.functional.linear(r, layer.weight.abs()), 4))
     for gradient, expected in zip(gradients(lambda box: propagate(layer, box)), formula, strict=True):
         torch.testing.assert_close(gradient, expected, rtol=1e-12, atol=1e-12)
 
@@ -426,7 +432,9 @@ def test_a_widened_box_reaches_farther_by_the_radius_on_both_sides(seed: int) ->
 @given(st.integers(0, 2**16))
 def test_an_intersection_holds_exactly_the_points_of_both_boxes(seed: int) -> None:
     torch.manual_seed(seed)
-    first, second = random_box(2, 3), random_box(2, 3)
+    first, other = random_box(2, 3), random_box(2, 3)
+    shared = first.lower + (first.upper - first.lower) * torch.rand(2, 3).double()
+    second = Interval(torch.minimum(other.lower, shared), torch.maximum(other.upper, shared))  # one quantity is in both
     both = first.intersect(second)
     points = torch.cat([points_of(*box) for box in (first, second)])
     assert torch.equal(both.contains(points), first.contains(points) & second.contains(points))
@@ -435,8 +443,61 @@ def test_an_intersection_holds_exactly_the_points_of_both_boxes(seed: int) -> No
 
 
 def test_the_intersection_of_two_bounds_is_hand_worked() -> None:
-    first = Interval(torch.tensor([0.0, -2.0, 0.0]), torch.tensor([2.0, 5.0, 1.0]))
-    second = Interval(torch.tensor([1.0, -1.0, 2.0]), torch.tensor([3.0, 4.0, 3.0]))
-    # The last two boxes are disjoint: their intersection has its ends the wrong way round and holds no point.
-    assert [end.tolist() for end in first.intersect(second)] == [[1.0, -1.0, 2.0], [2.0, 4.0, 1.0]]
-    assert first.intersect(second).contains(torch.tensor([1.5, 0.0, 1.5])).tolist() == [True, True, False]
+    first = Interval(torch.tensor([0.0, -2.0, 0.0]), torch.tensor([2.0, 5.0, math.nan]))
+    second = Interval(torch.tensor([1.0, -1.0, math.nan]), torch.tensor([3.0, 4.0, 3.0]))
+    assert [end.tolist() for end in first.intersect(second)] == [[1.0, -1.0, 0.0], [2.0, 4.0, 3.0]]
+
+
+@pytest.mark.parametrize("size", [0.0, 1.0, 2.0**27])
+def test_boxes_that_rounding_moved_apart_are_joined_and_others_are_an_error(size: float) -> None:
+    ulp = 2.0**-23 * max(size, 1.0)
+    first = Interval(torch.tensor([size, 0.0]), torch.tensor([size, 1.0]))
+    second = Interval(torch.tensor([size + 4 * ulp, 0.0]), torch.tensor([size + 8 * ulp, 2.0]))
+    for joined in (first.intersect(second), second.intersect(first)):
+        assert [end.tolist() for end in joined] == [[size, 0.0], [size + 8 * ulp, 1.0]]
+    far = Interval(*(end + 2**14 * ulp for end in second))
+    with pytest.raises(ArithmeticError, match=r"two bounds of one quantity are .* apart.*float64"):
+        first.intersect(far)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "ratio"), [(torch.float32, 1e7), (torch.float32, 1e9), (torch.float64, 1e16), (torch.float64, 1e30)]
+)
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [(nn.Linear(1, 1), (1, 1)), (nn.Conv2d(1, 1, 1), (1, 1, 1, 1)), (nn.ConvTranspose2d(1, 1, 1), (1, 1, 1, 1))],
+    ids=["linear", "convolution", "transposed"],
+)
+def test_the_small_end_of_a_box_is_not_lost_beside_the_large_one(
+    layer: nn.Module, shape: tuple[int, ...], ratio: float, dtype: torch.dtype
+) -> None:
+    # middle and half width of [1 / ratio, ratio] are equal when rounded, and their difference is noise
+    layer = copy.deepcopy(layer).to(dtype)
+    layer.weight.data.fill_(0.37)
+    layer.bias.data.fill_(-0.9)
+    box = Interval(torch.full(shape, 1 / ratio, dtype=dtype), torch.full(shape, ratio, dtype=dtype))
+    for mirrored in (box, Interval(-box.upper, -box.lower)):
+        assert_encloses(propagate(layer, mirrored), torch.stack([layer(end) for end in mirrored]).detach(), 0.0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    ("beta", "threshold"), [(0.3, 0.7), (0.1, 0.0), (3.0, 0.9), (0.7, -2.0), (1e-3, 1e-3), (7.0, 20.0)]
+)
+def test_softplus_is_enclosed_where_rounding_decides_on_which_side_of_torchs_switch_it_is(
+    beta: float, threshold: float, dtype: torch.dtype
+) -> None:
+    layer, switch = nn.Softplus(beta, threshold), torch.tensor([[threshold / beta]], dtype=dtype)
+    tiny = torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps
+    near = [switch, switch + tiny, switch - tiny]
+    for _ in range(4):
+        near = [*near, near[-2].nextafter(switch + 9), near[-1].nextafter(switch - 9)]
+    for end in near:
+        for box in (Interval(end, end), Interval(end - 1, end), Interval(end, end + 1)):
+            values = torch.stack([layer(point) for point in (*box, *near) if box.contains(point)])
+            assert_encloses(propagate(layer, box), values, rounding=4 * torch.finfo(dtype).eps)
+            line = relaxation_rule(layer, box)
+            for point, value in zip((p for p in (*box, *near) if box.contains(p)), values, strict=True):
+                slack = 1e-5 if dtype == torch.float32 else 1e-12
+                assert line.lower.slope * point + line.lower.offset <= value + slack * (1 + value.abs())
+                assert line.upper.slope * point + line.upper.offset >= value - slack * (1 + value.abs())

@@ -253,8 +253,9 @@ def breaks(bounds: Interval, layer: nn.Linear, box: Interval) -> int:
 
 
 def wide() -> tuple[nn.Linear, Interval]:
+    # so thin a box that its own rounding is small beside that of the layer
     x = torch.rand(1, 784)
-    return nn.Linear(784, 64), Interval((x - 0.1).clamp(min=0), (x + 0.1).clamp(max=1))
+    return nn.Linear(784, 64), Interval((x - 1e-4).clamp(min=0), (x + 1e-4).clamp(max=1))
 
 
 def sound_bounds(layer: nn.Linear, box: Interval) -> Interval:
@@ -294,6 +295,14 @@ def test_softplus_holds_on_either_side_of_torchs_switch() -> None:
         assert bounds.contains(value).all()
         moved += int(((value - image.center).abs() > 0.01).sum())
     assert moved > 0, "float32 and float64 always switched at the same point"
+
+
+@pytest.mark.parametrize("value", [1e-45, 1e-40, -1e-45, 0.0])
+def test_softplus_holds_where_its_product_with_beta_underflows(value: float) -> None:
+    # 0.1 * 1e-45 is 0 in float32, which is not above the threshold of 0: log(2) / 0.1 instead of the input itself
+    layer, point = nn.Softplus(0.1, threshold=0.0), torch.full((1, 1), value)
+    box = point_box(point)
+    assert interval_rule(layer, box).widen(rounding_rule(layer, box).bound(torch.float32)).contains(layer(point)).all()
 
 
 def test_a_slope_below_the_smallest_normal_number_is_rounded_coarsely() -> None:

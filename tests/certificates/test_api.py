@@ -1,5 +1,6 @@
 """Certified bounds of the ELBO: the audit, exact worst cases on grids, and clear refusals."""
 
+import copy
 import inspect
 import math
 from collections.abc import Callable
@@ -8,11 +9,35 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from oracles import CASES, LIKELIHOODS, ROUNDING, TARGETS, assert_encloses, audit, audit_case, grid, reference_elbo
+from oracles import (
+    CASES,
+    LIKELIHOODS,
+    ROUNDING,
+    TARGETS,
+    assert_encloses,
+    audit,
+    audit_case,
+    grid,
+    reference_elbo,
+    values_at,
+)
 from torch import Tensor, nn
 
-from paperlib import VAE, Bernoulli, Gaussian, LinfBall, certificate, conv_vae, elbo, elbo_bounds, mlp_vae
+from paperlib import (
+    VAE,
+    Bernoulli,
+    Crown,
+    CrownIBP,
+    Gaussian,
+    LinfBall,
+    certificate,
+    conv_vae,
+    elbo,
+    elbo_bounds,
+    mlp_vae,
+)
 from paperlib.bounds.rules import UnsupportedLayerError
+from paperlib.certificates.method import Method, find_method
 
 EACH_TARGET = pytest.mark.parametrize("target", TARGETS)
 EACH_LIKELIHOOD = pytest.mark.parametrize("likelihood", LIKELIHOODS)
@@ -258,3 +283,128 @@ def test_the_public_signatures_are_those_that_others_rely_on() -> None:
         assert [*parameters] == ["vae", "x", "ball", "noise", "method", "target", "sound"]
         assert parameters["sound"].kind is inspect.Parameter.KEYWORD_ONLY
         assert [parameters[name].default for name in ("method", "target", "sound")] == ["ibp", "perturbed", False]
+
+
+# Where the bounds could not be kept
+
+
+EVERY_METHOD = ["ibp", "crown-ibp", "crown", CrownIBP(3), Crown(3), "best"]
+
+
+def steep(gain: float, dtype: torch.dtype) -> VAE:
+    """Log-variance gain * x - gain * (1 - x) after ReLUs, from a box of both signs, and a decoder that saturates."""
+    first, second = nn.Linear(1, 2), nn.Linear(2, 2)
+    first.weight.data, first.bias.data = torch.ones(2, 1), torch.zeros(2)
+    second.weight.data, second.bias.data = torch.tensor([[0.0, 0.0], [gain, -gain]]), torch.zeros(2)
+    inner, outer = nn.Linear(1, 1), nn.Linear(1, 1)
+    inner.weight.data, inner.bias.data = torch.full((1, 1), 0.37), torch.full((1,), -0.9)
+    outer.weight.data, outer.bias.data = torch.full((1, 1), 10.0), torch.zeros(1)
+    encoder, decoder = nn.Sequential(first, nn.ReLU(), second), nn.Sequential(inner, nn.Tanh(), outer)
+    return VAE(encoder, decoder, Bernoulli(), 1).to(dtype).eval()
+
+
+@pytest.mark.parametrize("x", [0.0, 1.0])
+@pytest.mark.parametrize("method", EVERY_METHOD, ids=str)
+@pytest.mark.parametrize(("dtype", "gain"), [(torch.float32, 40.0), (torch.float64, 80.0)], ids=str)
+@torch.no_grad()
+def test_bounds_hold_where_the_ends_of_a_box_differ_by_more_than_the_precision(
+    dtype: torch.dtype, gain: float, method: str | Method, x: float
+) -> None:
+    vae, center, noise = steep(gain, dtype), torch.full((1, 1), x, dtype=dtype), torch.ones(1, 1, dtype=dtype)
+    bounds = elbo_bounds(vae, center, LinfBall(1.0), noise, method, "clean").map(Tensor.double)
+    points = grid(0, 1).view(-1, 1, 1)
+    values = values_at(steep(gain, torch.float64), points, center.double(), noise.double(), "clean")
+    assert_encloses(bounds, values, 1e-6 if dtype == torch.float32 else 1e-12)
+
+
+@pytest.mark.parametrize("sound", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("noise", [0.0, 1.0])
+@pytest.mark.parametrize("method", EVERY_METHOD, ids=str)
+@torch.no_grad()
+def test_where_exp_overflows_the_bounds_are_infinite_and_not_nan(
+    method: str | Method, noise: float, dtype: torch.dtype, sound: bool
+) -> None:
+    vae = steep(3000.0, dtype)
+    vae.encoder[-1].weight.data[1, 1] = 0
+    x, noises = torch.full((1, 1), 0.5, dtype=dtype), torch.full((1, 1), noise, dtype=dtype)
+    bounds = elbo_bounds(vae, x, LinfBall(0.5), noises, method, sound=sound)
+    assert bounds.lower == -math.inf
+    assert not bounds.upper.isnan().any()
+    assert certificate(vae, x, LinfBall(0.5), noises, method, sound=sound) == -math.inf
+
+
+@pytest.mark.parametrize("sound", [False, True])
+@pytest.mark.parametrize("method", [*EVERY_METHOD, "exact"], ids=str)
+@pytest.mark.parametrize(
+    "make", [lambda: mlp_vae((2,), (5,), 2), lambda: conv_vae((1, 4, 4), (2,), 2)], ids=["mlp", "conv"]
+)
+def test_a_batch_of_no_examples_has_no_bounds(make: Callable[[], VAE], method: str | Method, sound: bool) -> None:
+    vae = make().eval()
+    if method == "exact" and (sound or isinstance(vae.encoder[0], nn.Conv2d)):
+        pytest.skip("refused for any batch")
+    x = torch.rand(0, *((2,) if isinstance(vae.encoder[0], nn.Linear) else (1, 4, 4)))
+    bounds = elbo_bounds(vae, x, LinfBall(0.1), torch.randn(0, 2), method, sound=sound)
+    assert bounds.lower.shape == bounds.upper.shape == (0,)
+    assert certificate(vae, x, LinfBall(0.1), torch.randn(0, 2), method, sound=sound).shape == (0,)
+
+
+@pytest.mark.parametrize("sound", [False, True])
+@pytest.mark.parametrize("method", EVERY_METHOD, ids=str)
+def test_methods_run_in_inference_mode_and_on_what_was_made_there(method: str | Method, sound: bool) -> None:
+    vae, x, noise = conv_vae((1, 4, 4), (2,), 2).eval(), torch.rand(2, 1, 4, 4), torch.randn(2, 2)
+    expected = elbo_bounds(vae, x, LinfBall(0.1), noise, method, sound=sound)
+    with torch.inference_mode():
+        made = [copy.deepcopy(vae), x.clone(), noise.clone()]
+        inside = elbo_bounds(made[0], made[1], LinfBall(0.1), made[2], method, sound=sound)
+    outside = elbo_bounds(made[0], made[1], LinfBall(0.1), made[2], method, sound=sound)
+    for bounds in (inside, outside):
+        assert torch.equal(bounds.lower, expected.lower) and torch.equal(bounds.upper, expected.upper)
+
+
+@pytest.mark.parametrize("method", EVERY_METHOD, ids=str)
+def test_bounds_have_the_right_gradient_or_none(method: str | Method) -> None:
+    vae, x, noise = mlp_vae((3,), (4,), 2).double(), torch.rand(2, 3).double(), torch.randn(2, 2).double()
+    bounds = elbo_bounds(vae, x, LinfBall(0.1), noise, method)
+    lower = certificate(vae, x, LinfBall(0.1), noise, method)
+    differentiable = find_method(method).differentiable
+    assert [end.requires_grad for end in (*bounds, lower)] == [differentiable] * 3
+    if differentiable:
+        weight, step = vae.encoder[0].weight, 1e-6
+        (gradient,) = torch.autograd.grad(lower.sum(), weight)
+        direction = torch.randn_like(weight)
+        with torch.no_grad():
+            ends = []
+            for sign in (1, -1):
+                weight += sign * step * direction
+                ends.append(certificate(vae, x, LinfBall(0.1), noise, method).sum())
+                weight -= sign * step * direction
+        assert ((ends[0] - ends[1]) / (2 * step)).item() == pytest.approx((gradient * direction).sum().item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("method", ["ibp", "crown"])
+@pytest.mark.parametrize("sound", [False, True])
+def test_a_posterior_of_the_wrong_size_is_refused_and_not_broadcast(method: str, sound: bool) -> None:
+    vae, x, noise = VAE(nn.Linear(4, 3), nn.Linear(2, 4), Bernoulli(), 2), torch.rand(2, 4), torch.randn(2, 2)
+    message = r"the encoder's log_var is \[2, 1\] for x of \[2, 4\], noise is \[2, 2\]"
+    with pytest.raises(ValueError, match=message):
+        elbo(vae, x, noise)
+    with pytest.raises(ValueError, match=message):
+        elbo_bounds(vae, x, LinfBall(0.1), noise, method, sound=sound)
+
+
+class OwnEncode(VAE):
+    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        mean, log_var = super().encode(x)
+        return mean + 1, log_var
+
+
+@pytest.mark.parametrize("method", ["ibp", "crown"])
+@pytest.mark.parametrize("sound", [False, True])
+def test_a_model_with_an_encode_of_its_own_is_refused(method: str, sound: bool) -> None:
+    own = OwnEncode(nn.Linear(4, 4), nn.Linear(2, 4), Bernoulli(), 2)
+    replaced = VAE(nn.Linear(4, 4), nn.Linear(2, 4), Bernoulli(), 2)
+    replaced.encode = lambda x: (torch.zeros(len(x), 2), torch.zeros(len(x), 2))
+    for vae in (own, replaced):
+        with pytest.raises(UnsupportedLayerError, match=r"has an encode of its own.*a layer of the encoder"):
+            elbo_bounds(vae, torch.rand(2, 4), LinfBall(0.1), torch.randn(2, 2), method, sound=sound)

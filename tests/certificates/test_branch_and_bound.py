@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from oracles import LIKELIHOODS, ROUNDING, TARGETS, audit_case, grid, points_of, reference_elbo
+from oracles import LIKELIHOODS, ROUNDING, TARGETS, assert_encloses, audit_case, grid, points_of, reference_elbo
 from torch import Tensor, nn
 
 from paperlib import (
@@ -360,3 +360,32 @@ def test_exact_is_refused_where_rounding_counts() -> None:
     for bound in (elbo_bounds, certificate, certify):
         with pytest.raises(ValueError, match="branch and bound holds in real arithmetic: with sound=True use another"):
             bound(vae, x, LinfBall(0.1), noise, method="exact", sound=True)
+
+
+@pytest.mark.parametrize("limit", [0.0, -1.0, math.nan])
+def test_a_time_limit_that_is_not_positive_is_refused(limit: float) -> None:
+    with pytest.raises(ValueError, match=f"time_limit must be positive, in seconds, got {limit}"):
+        BranchAndBound(time_limit=limit)
+
+
+@pytest.mark.parametrize("limit", [1e-9, 0.2])
+@torch.no_grad()
+def test_when_time_is_up_the_bounds_so_far_are_returned_and_hold(limit: float) -> None:
+    # steep needles, on which the tolerance is out of reach
+    vae, x, noise = random_vae(2, "relu", "gaussian"), torch.rand(3, 2).double(), torch.randn(3, 2).double()
+    vae.encoder[0].weight.data *= 300
+    ball = LinfBall(0.3)
+    method = BranchAndBound(tol=1e-13, time_limit=limit)
+    bounds, interval = (elbo_bounds(vae, x, ball, noise, each) for each in (method, "ibp"))
+    assert_encloses(bounds, torch.stack([elbo(vae, point, noise) for point in points_of(*ball.box(x), count=400)]))
+    assert (bounds.lower >= interval.lower).all() and (bounds.upper <= interval.upper).all()
+    if limit > 0.1:
+        first = elbo_bounds(vae, x, ball, noise, BranchAndBound(tol=1e-13, time_limit=1e-9))
+        assert (bounds.upper - bounds.lower < first.upper - first.lower).all(), "no time was used"
+
+
+@torch.no_grad()
+def test_a_time_limit_that_is_not_reached_changes_nothing() -> None:
+    vae, x, noise = random_vae(2, "relu", "gaussian"), torch.rand(3, 2).double(), torch.randn(3, 2).double()
+    free, limited = (elbo_bounds(vae, x, LinfBall(0.1), noise, BranchAndBound(time_limit=t)) for t in (math.inf, 1e6))
+    assert torch.equal(free.lower, limited.lower) and torch.equal(free.upper, limited.upper)

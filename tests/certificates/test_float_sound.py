@@ -305,3 +305,27 @@ def test_inputs_that_do_not_fit_are_refused() -> None:
         SoundBounds.of(vae, x, ball, noise[:, :1], "clean")
     with pytest.raises(ValueError, match=r"finite and in \[0\.0, 1\.0\]"):
         SoundBounds.of(vae, x + 1, ball, noise, "clean")
+
+
+@pytest.mark.parametrize("method", ["ibp", "crown-ibp", "crown"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@torch.no_grad()
+def test_a_radius_below_the_smallest_normal_number_is_not_lost(method: str, dtype: torch.dtype) -> None:
+    # rounded to the deployed precision it may be larger than it is, and the weights make that visible
+    smallest, large = torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps, torch.finfo(dtype).max / 16
+    encoder = nn.Linear(1, 2)
+    encoder.weight.data, encoder.bias.data = torch.tensor([[1.0], [0.0]]), torch.zeros(2)
+    decoder = nn.Sequential(nn.Linear(1, 1, bias=False), nn.Linear(1, 1, bias=False))
+    vae = VAE(encoder, decoder, Gaussian(1e-3), 1).to(dtype).eval()
+    for layer, gain in zip(decoder, (large, 2.0**100 if dtype == torch.float64 else 2.0**20), strict=True):
+        layer.weight.data.fill_(gain)
+    ball, x, noise = (
+        LinfBall(smallest if dtype == torch.float64 else 0.7 * smallest),
+        torch.zeros(1, 1, dtype=dtype),
+        torch.zeros(1, 1, dtype=dtype),
+    )
+    bounds = elbo_bounds(vae, x, ball, noise, method, "clean", sound=True)
+    points = torch.stack([*ball.box(x)])
+    for point in points:
+        assert bounds.contains(elbo(vae, point, noise, x).double()).all()
+    assert points.abs().max() >= smallest, "the deployed radius is lost"

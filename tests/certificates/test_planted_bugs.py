@@ -441,5 +441,5 @@ LINEAR_BUGS["the bias of an affine layer is forgotten"] = affine_without_its_bia
 @pytest.mark.parametrize("name", LINEAR_BUGS)
 def test_the_audit_of_linear_bounds_fails_when(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     LINEAR_BUGS[name](monkeypatch)
-    with pytest.raises(AssertionError):
+    with pytest.raises((AssertionError, ArithmeticError)):  # the audit sees it, or bounds that contradict each other
         audit_linear(Crown)

@@ -31,7 +31,6 @@ from paperlib.bounds import rounding
 from paperlib.certificates import backward, backward_rounding, float_sound, zonotope
 from paperlib.certificates.backward import RelaxedLayer, RelaxedVAE
 from paperlib.certificates.backward_rounding import PosteriorRounding
-from paperlib.certificates.float_sound import SoundBounds
 from paperlib.certificates.method import Method
 from paperlib.certificates.zonotope import Zonotope
 from paperlib.models.likelihood import Likelihood
@@ -265,9 +264,7 @@ def test_the_leaning_bound_is_the_value_at_one_end_and_tighter_than_intervals(li
 # Planted bugs. Too small to be seen even here: ACCUMULATION_ERROR alone, and the KL's part of PosteriorRounding. Both
 # are of the float64 arithmetic of the bound; the roundings of the deployed network beside them are always larger.
 
-real_layer, real_posterior, real_bounds, real_relax = (
-    kind.of for kind in (RelaxedLayer, PosteriorRounding, SoundBounds, RelaxedVAE)
-)
+real_layer, real_posterior, real_relax = (kind.of for kind in (RelaxedLayer, PosteriorRounding, RelaxedVAE))
 real_image, real_zonotope = zonotope._image, zonotope._backward_zonotope
 
 
@@ -287,11 +284,11 @@ def posterior_without_latent(*args: Any) -> PosteriorRounding:
     return without(real_posterior(*args), "latent")
 
 
-def bounds_without_value(*args: Any) -> SoundBounds:
-    return without(real_bounds(*args), "value_rounding")
+def no_value_rounding(network: VAE, bounds: Any, deployed: Any, steps: Any) -> Tensor:
+    return torch.zeros(len(bounds.mean.lower), dtype=torch.float64)
 
 
-def relaxed_in_real_arithmetic(vae: VAE, bounds: Any, noise: Tensor, sound: SoundBounds | None = None) -> RelaxedVAE:
+def relaxed_in_real_arithmetic(vae: VAE, bounds: Any, noise: Tensor, deployed: Any = None) -> RelaxedVAE:
     return real_relax(vae, bounds, noise)
 
 
@@ -316,7 +313,7 @@ BUGS: dict[str, tuple[Patches, list[tuple[str, str]]]] = {
         [("sampled", "crown-ibp"), ("sampled", "crown")],
     ),
     "the rounding of the value is ignored": (
-        [(SoundBounds, "of", bounds_without_value)],
+        [(module, "value_rounding", no_value_rounding) for module in (backward, float_sound)],
         [("direct", "crown-ibp"), ("direct", "crown")],
     ),
     "all but the value is bounded in real arithmetic": (
@@ -369,3 +366,30 @@ def test_autocast_and_half_precision_are_refused() -> None:
     half = vae.to(torch.bfloat16)
     with pytest.raises(ValueError, match="float32 and float64"):
         elbo_bounds(half, x.bfloat16(), LinfBall(0.1), noise.bfloat16(), "crown", sound=True)
+
+
+@pytest.mark.parametrize("method", ["crown-ibp", "crown"])
+def test_more_units_than_the_error_of_sums_allows_for_are_refused(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    vae, x, noise = network("ReLU", "bernoulli")
+    monkeypatch.setattr(backward, "MOST_SUMMANDS", 10)
+    with pytest.raises(ValueError, match=r"at most 10 units, this network has \d+: use method=\"ibp\""):
+        elbo_bounds(vae, x, LinfBall(0.1), noise, method, sound=True)
+    elbo_bounds(vae, x, LinfBall(0.1), noise, method)
+
+
+@torch.no_grad()
+def test_sound_crown_rounds_within_its_own_boxes_and_not_within_those_of_intervals() -> None:
+    # The log-variances of intervals reach far beyond the true ones: errors of exp over their boxes would be larger
+    # than the bound by orders of magnitude.
+    torch.manual_seed(0)
+    encoder = nn.Sequential(nn.Linear(6, 40), nn.ReLU(), nn.Linear(40, 40), nn.ReLU(), nn.Linear(40, 4))
+    vae = VAE(encoder, nn.Sequential(nn.Linear(2, 8), nn.ReLU(), nn.Linear(8, 6)), Gaussian(), 2).eval()
+    for layer in encoder[:5:2]:
+        layer.weight.data *= 6
+    x, noise, ball = torch.rand(3, 6), torch.randn(3, 2), LinfBall(0.02)
+    plain = elbo_bounds(vae.in_float64(), x.double(), ball, noise.double(), "crown")
+    sound = elbo_bounds(vae, x, ball, noise, "crown", sound=True)
+    interval = elbo_bounds(vae, x, ball, noise, "ibp", sound=True)
+    assert (interval.lower < 100 * plain.lower).all(), "intervals are no looser here"
+    assert (sound.lower > plain.lower - 1e-2 * plain.lower.abs()).all()
+    assert (sound.upper < plain.upper + 1e-2 * plain.upper.abs()).all()
