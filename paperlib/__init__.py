@@ -1,11 +1,14 @@
 """Variational auto-encoders with a certified lower bound of the ELBO (proVAE, arXiv 2004.10608)."""
 
 from paperlib.bounds.box import Interval
+from paperlib.bounds.check import check_rules
 from paperlib.bounds.curves import concave, convex
 from paperlib.bounds.interval import interval_rule, propagate
 from paperlib.bounds.linear import LinearFunction, LinearRelaxation
-from paperlib.bounds.relaxation import relaxation_rule
+from paperlib.bounds.relaxation import Affine, relaxation_rule
+from paperlib.bounds.residual import Residual
 from paperlib.bounds.rounding import Rounding, rounding_rule
+from paperlib.bounds.smooth import SmoothCurve, smooth
 from paperlib.certificates.api import certificate, elbo_bounds
 from paperlib.certificates.auto import Auto
 from paperlib.certificates.branch_and_bound import BranchAndBound
@@ -33,6 +36,7 @@ __all__ = [
     "IBP",
     "METHODS",
     "VAE",
+    "Affine",
     "Auto",
     "Bernoulli",
     "BranchAndBound",
@@ -48,11 +52,14 @@ __all__ = [
     "LinearRelaxation",
     "LinfBall",
     "Method",
+    "Residual",
     "Rounding",
+    "SmoothCurve",
     "TrainConfig",
     "certificate",
     "certify",
     "certify_expected",
+    "check_rules",
     "concave",
     "conv_vae",
     "convex",
@@ -70,5 +77,6 @@ __all__ = [
     "robust_loss",
     "rounding_rule",
     "save",
+    "smooth",
     "train",
 ]

@@ -6,7 +6,7 @@ are optional, one function for each.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -57,11 +57,39 @@ class AlphaRelaxation(Generic[Linear]):
 
 
 @dataclass(frozen=True)
+class Selection:
+    """Picks one input for each output of a layer, such as one of each window of a max-pooling."""
+
+    index: Tensor  # [batch, outputs], of the inputs in flat order
+    in_shape: torch.Size  # of one example
+    out_shape: torch.Size
+
+    def of(self, values: Tensor) -> Tensor:
+        """The picked ones of values [*rows, batch, *in_shape]: [*rows, batch, *out_shape]."""
+        flat = values.flatten(-len(self.in_shape))
+        return flat.gather(-1, self.index.expand(*flat.shape[:-1], -1)).unflatten(-1, self.out_shape)
+
+    def transpose(self, coefficients: Tensor) -> Tensor:
+        """The coefficients [*rows, batch, *in_shape] of the inputs, from those of the outputs."""
+        flat = coefficients.flatten(-len(self.out_shape))
+        sums = flat.new_zeros(*flat.shape[:-1], self.in_shape.numel())
+        return sums.scatter_add(-1, self.index.expand_as(flat), flat).unflatten(-1, self.in_shape)
+
+
+@dataclass(frozen=True)
 class LinearRelaxation:
-    """Of an elementwise layer over a box:  lower(v) <= layer(v) <= upper(v)  for every v in the box."""
+    """Of a layer over a box:  lower(w) <= layer(v) <= upper(w)  for every v in the box, elementwise.
+
+    An elementwise layer has w = v; else w is what the `selection` picks of v.
+    """
 
     lower: LinearFunction | AlphaRelaxation[LinearFunction]
     upper: LinearFunction | AlphaRelaxation[LinearFunction]
+    selection: Selection | None = field(default=None, kw_only=True)
+
+    def select(self, values: Tensor) -> Tensor:
+        """w for v = values, [*rows, batch, *in_shape]."""
+        return values if self.selection is None else self.selection.of(values)
 
 
 AlphaSelector = Callable[[Any], Any]  # AlphaRelaxation[Linear] | Linear -> Linear
@@ -82,14 +110,17 @@ def backward_substitute(
 
     Args:
         coefficients: c, [*rows, batch, *shape].
-        relaxation: of f over the box.
+        relaxation: of f over the box; with a selection, c' is moved to the selected inputs.
         select_alpha: picks one bound of each `AlphaRelaxation`.
 
     Returns:
-        c' of the same shape as c, and the summands of d, to be added up over `shape`.
+        c' of the shape of the rows and the layer's input, and the summands of d, to be added up over `shape`.
     """
     lower, upper = select_alpha(relaxation.lower), select_alpha(relaxation.upper)
-    return _BackwardSubstitution.apply(coefficients, lower.slope, lower.offset, upper.slope, upper.offset)
+    substituted, offset = _BackwardSubstitution.apply(
+        coefficients, lower.slope, lower.offset, upper.slope, upper.offset
+    )
+    return substituted if relaxation.selection is None else relaxation.selection.transpose(substituted), offset
 
 
 class _BackwardSubstitution(torch.autograd.Function):
@@ -126,11 +157,28 @@ class _BackwardSubstitution(torch.autograd.Function):
 
 @dataclass(frozen=True)
 class ParallelRelaxation:
-    """|f(v) - slope * v - middle| <= radius  for every v in a box, elementwise: two bounds of the same slope."""
+    """|f(v) - slope * w - middle| <= radius  for every v in a box, elementwise: two bounds of the same slope.
+
+    As in a `LinearRelaxation`, w is v or what a selection picks of it.
+    """
 
     slope: Tensor
     middle: Tensor
     radius: Tensor
+    selection: Selection | None = None
+
+    def slope_times(self, values: Tensor) -> Tensor:
+        """slope * w  for v = values, [*rows, batch, *in_shape]."""
+        return self.slope * (values if self.selection is None else self.selection.of(values))
+
+    def transpose(self, coefficients: Tensor) -> Tensor:
+        """Coefficients of v, [*rows, batch, *in_shape], from those of  slope * w."""
+        scaled = coefficients * self.slope
+        return scaled if self.selection is None else self.selection.transpose(scaled)
+
+    def spread(self, radius: Tensor) -> Tensor:
+        """How far  slope * w  can move while v moves by `radius`, [batch, *out_shape]."""
+        return self.slope.abs() * (radius if self.selection is None else self.selection.of(radius))
 
 
 def parallel(relaxation: LinearRelaxation, box: Interval) -> ParallelRelaxation:
@@ -144,5 +192,6 @@ def parallel(relaxation: LinearRelaxation, box: Interval) -> ParallelRelaxation:
         lower = relaxation.lower.at(alpha)
     # lower(v) = upper.slope * v + (tilt * v + lower.offset), whose second part is least at an end of the box
     tilt = lower.slope - upper.slope
-    bottom = lower.offset + torch.minimum(tilt * box.lower, tilt * box.upper)
-    return ParallelRelaxation(upper.slope, (upper.offset + bottom) / 2, (upper.offset - bottom) / 2)
+    bottom = lower.offset + torch.minimum(*(tilt * relaxation.select(end) for end in box))
+    middle, radius = (upper.offset + bottom) / 2, (upper.offset - bottom) / 2
+    return ParallelRelaxation(upper.slope, middle, radius, relaxation.selection)

@@ -6,7 +6,7 @@ hook, a replaced method or a subclass's own, is refused.
 
 import inspect
 from collections.abc import Iterator
-from functools import cache
+from functools import cache, singledispatch
 from typing import Any
 
 import torch
@@ -19,13 +19,19 @@ SEQUENTIAL = frozenset(CALL) | {"forward", "__iter__"}
 SETUP = ("__init__", "reset_parameters", "extra_repr", "__setstate__")
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
+OF_LAYERS = (
+    ". Or let the module be a nn.Sequential of its layers, which is the only composition that rules see; "
+    "the last layer of an encoder with two heads is then paperlib.GaussianHeads(mean, log_var)"
+)
+
 
 class UnsupportedLayerError(TypeError):
     """A layer, or a likelihood, has no rule of the kind that is needed, so nothing is promised about its network."""
 
 
 def named_layers(module: nn.Module, name: str = "") -> Iterator[tuple[str, nn.Module]]:
-    """The layers of a possibly nested `nn.Sequential` in order, each with its place for messages.
+    """The layers of a possibly nested `nn.Sequential` in order, each with its place for messages; other containers are
+    unrolled.
 
     Raises UnsupportedLayerError where hooks, a replaced method or compilation make a module compute something that no
     rule can see.
@@ -47,14 +53,21 @@ def named_layers(module: nn.Module, name: str = "") -> Iterator[tuple[str, nn.Mo
         for child_name, child in module._modules.items():  # named_children() leaves out a layer that is used twice
             assert child is not None
             yield from named_layers(child, f"{name}.{child_name}" if name else child_name)
+    elif (base := registered_type(unrolling_rule, kind)) and not overridden(kind, base, what_runs(base)):
+        for step in unrolling_rule.dispatch(base)(module, name):
+            yield place, step
     else:
         yield place, module
 
 
-_OF_LAYERS = (
-    ". Or let the module be a nn.Sequential of its layers, which is the only composition that rules see; "
-    "the last layer of an encoder with two heads is then paperlib.GaussianHeads(mean, log_var)"
-)
+@singledispatch
+def unrolling_rule(module: nn.Module, name: str) -> Iterator[nn.Module]:
+    """(module, name) -> Iterator[nn.Module]
+
+    The rule for one type of container at its place in a network: layers with rules of their own that, one after the
+    other, compute what it computes.
+    """
+    raise UnsupportedLayerError(f"no unrolling rule for {type(module).__name__}")
 
 
 def apply_rule(rules: Any, place: str, layer: nn.Module, box: Any) -> Any:
@@ -65,7 +78,7 @@ def apply_rule(rules: Any, place: str, layer: nn.Module, box: Any) -> Any:
         place: the layer's place in its network, for messages.
 
     Raises:
-        UnsupportedLayerError: there is no rule; says how to register one.
+        UnsupportedLayerError: there is no rule, and how to register one; or the rule refuses any layer of this type.
         ValueError: the rule refuses the layer as it is; with its place.
     """
     base = registered_type(rules, type(layer))
@@ -75,12 +88,14 @@ def apply_rule(rules: Any, place: str, layer: nn.Module, box: Any) -> Any:
         raise UnsupportedLayerError(
             f"no {rules.__name__.replace('_', ' ')} for {place}{why}; register one with "
             f"@{rules.__name__}.register({type(layer).__name__}) on a function {rules.__doc__.splitlines()[0]}"
-            f"{_OF_LAYERS if any(True for _ in layer.children()) else ''}"
+            f"{OF_LAYERS if any(True for _ in layer.children()) else ''}"
         )
     if getattr(layer, "inplace", False):
         box = box.map(torch.clone)  # the caller's box stays as it is
     try:
         return rules.dispatch(base)(layer, box)
+    except UnsupportedLayerError as error:
+        raise UnsupportedLayerError(f"{place}: {error}") from error
     except ValueError as error:
         raise ValueError(f"{place}: {error}") from error
 

@@ -51,7 +51,7 @@ def layer_size(layer: nn.Module, box: Interval, relaxation: Relaxation) -> Tenso
     largest = magnitude(box)
     if isinstance(relaxation, Affine):
         return magnitude(interval_rule(layer, Interval(-largest, largest)))  # |W| largest + |b|
-    return _relaxation_size(relaxation, largest)
+    return _relaxation_size(relaxation, relaxation.select(largest))
 
 
 def joint_size(function: JointLinearFunction, bounds: IntervalBounds) -> Tensor:

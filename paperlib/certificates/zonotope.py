@@ -79,7 +79,7 @@ def _backward_zonotope(layers: Sequence[RelaxedLayer], box: Interval, coefficien
             relaxation = parallel(layer.relaxation, layer.box)
             center = center + (coefficients * relaxation.middle).flatten(2).sum(2)
             generators.append((coefficients * relaxation.radius).flatten(2))
-            coefficients = coefficients * relaxation.slope
+            coefficients = relaxation.transpose(coefficients)
     center = center + (coefficients * box.center).flatten(2).sum(2)
     generators.append((coefficients * box.radius).flatten(2))
     if any(layer.error is not None for layer in layers):
@@ -161,9 +161,9 @@ def _refine_decoder(
             box = box.intersect(rest.widen(_radius(coefficients, generators).view_as(rest.lower)))
         else:
             relaxation = parallel(layer.relaxation, layer.box)
-            coefficients = relaxation.slope * coefficients
-            middle = relaxation.slope * rest.center + relaxation.middle
-            radius = relaxation.slope.abs() * rest.radius + relaxation.radius + rounding
+            coefficients = relaxation.slope_times(coefficients)
+            middle = relaxation.slope_times(rest.center) + relaxation.middle
+            radius = relaxation.spread(rest.radius) + relaxation.radius + rounding
             rest = Interval(middle, middle).widen(radius * outward(2, radius.dtype))
     return tuple(layers), box
 

@@ -442,5 +442,5 @@ def test_cudas_shortcuts_are_refused() -> None:
 
 
 def test_a_layer_without_a_rounding_rule_is_refused_with_the_remedy() -> None:
-    with pytest.raises(UnsupportedLayerError, match=r"no rounding rule for GELU at 'a'.*\(layer, box\) -> Rounding"):
-        apply_rule(rounding_rule, "GELU at 'a'", nn.GELU(), point_box(torch.zeros(1, 2)))
+    with pytest.raises(UnsupportedLayerError, match=r"no rounding rule for Softmax at 'a'.*\(layer, box\) -> Rounding"):
+        apply_rule(rounding_rule, "Softmax at 'a'", nn.Softmax(1), point_box(torch.zeros(1, 2)))
