@@ -97,7 +97,6 @@ def _pictures(images: Tensor) -> Tensor:
         images = images.unsqueeze(1)
     if images.ndim != 4 or images.shape[1] not in (1, 3) or not images.numel():
         raise ValueError(
-            "images are [count, height, width], [count, 1 or 3, height, width] or [count, side * side], "
-            f"got {shape}"
+            f"images are [count, height, width], [count, 1 or 3, height, width] or [count, side * side], got {shape}"
         )
     return images.detach().cpu().float()
