@@ -77,10 +77,12 @@ def cost() -> Figure:
 
 
 def drawn(name: str) -> Figure:
-    """The figure of this name."""
+    """The figure of this name, closed."""
     if name == COST:
         with plt.rc_context():
-            return cost()
+            figure = cost()
+        plt.close(figure)
+        return figure
     (notebook,) = (stem for stem, names in NOTEBOOKS.items() if name in names)
     return figures_of(notebook)[name]
 

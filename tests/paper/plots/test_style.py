@@ -26,6 +26,7 @@ from paperlib.paper.plots import style
 from paperlib.paper.words import DIMENSIONLESS, LOG, Axis
 
 POINT = 1 / 72  # inches
+SAVED = 220  # dots per inch of the committed files: layouts differ a little from one resolution to another
 UNLIKE = 25  # of lightness, in [0, 100]: colours that are told apart in grey
 every_figure = pytest.mark.parametrize("name", gallery.NAMES)
 
@@ -34,6 +35,7 @@ every_figure = pytest.mark.parametrize("name", gallery.NAMES)
 def page(name: str) -> tuple[Figure, list[Text]]:
     """The figure, laid out, and all texts that are drawn; ticks outside an axis are not."""
     figure = gallery.drawn(name)
+    figure.set_dpi(SAVED)
     canvas = FigureCanvasAgg(figure)  # a closed figure has one that draws nothing
     canvas.draw()
     drawn: dict[int, Text] = {}
