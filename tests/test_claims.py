@@ -303,6 +303,7 @@ def statements(spoil: bool) -> dict[str, dict[str, bool]]:
     if spoil:  # what a swap of the models leaves true
         means["attacked_kl"] *= 100 * means.index.get_level_values("eps")
         last["certified"] -= 1_000
+        last["kl"] = 0.1
         table["clean"] -= 1_000
         for parts in fields.values():
             parts["VAE, clean ELBO"] = parts["VAE, clean ELBO"] - 1_000
