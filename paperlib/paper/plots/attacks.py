@@ -24,10 +24,16 @@ from paperlib.paper.plots.style import (
 )
 from paperlib.paper.words import Axis
 
+STARTS: tuple[dict[str, Any], ...] = (  # for each number of restarts, the fewest first
+    {"ls": "-", "marker": "X"},
+    {"ls": "--", "marker": "o", **HOLLOW},
+    {"ls": ":", "marker": "s", **HOLLOW},
+)
+
 
 def attacked_digits(x: Tensor, attacked: Mapping[str, Tensor], rebuilt: Mapping[str, Tensor], caption: str) -> Figure:
     """For each model the attacked digits, what was added to them, and their reconstruction; grey images, shaped as in
-    `digit_grid`. What was added is coloured by its sign, on one scale for all models.
+    `digit_grid`. What was added is coloured by its sign, on one scale for all models. Raises ValueError for others.
     """
     rows = [("clean", x)]
     for name, x_adv in attacked.items():
@@ -38,12 +44,15 @@ def attacked_digits(x: Tensor, attacked: Mapping[str, Tensor], rebuilt: Mapping[
         ]
     added = {name: x_adv - x for name, x_adv in attacked.items()}
     largest = max(float(change.abs().max()) for change in added.values()) or 1.0
-    figure = tiled(rows)
-    (axis,) = figure.axes
     nothing = torch.full_like(x, torch.nan)
     signed = [nothing] + [part for change in added.values() for part in (nothing, change, nothing)]
+    picture = sheet(signed, frame=torch.nan)
+    if picture.shape[2] != 1:
+        raise ValueError(f"what is added has a sign in each channel: grey images are needed, got {list(x.shape)}")
+    figure = tiled(rows)
+    (axis,) = figure.axes
     signs = axis.imshow(
-        sheet(signed, frame=torch.nan).squeeze(2).numpy(),
+        picture.squeeze(2).numpy(),
         cmap=SIGNED,
         vmin=-PALER * largest,
         vmax=PALER * largest,
@@ -92,11 +101,9 @@ def attack_strength(rows: pd.DataFrame, caption: str) -> Figure:
         part = rows[rows["model"] == name]
         searched = part[part["attack"] == "pgd"]
         for number, (restarts, line) in enumerate(searched.groupby("restarts")):
-            look: dict[str, Any] = {"ls": "--", **HOLLOW} if number else {"ls": "-"}
+            look = STARTS[number % len(STARTS)]
             label = f"PGD, {restarts} start" + ("s" if restarts != 1 else "")
-            axis.plot(
-                line["steps"], line["elbo"], "X" if not number else "o", color=COLORS["attacked"], label=label, **look
-            )
+            axis.plot(line["steps"], line["elbo"], color=COLORS["attacked"], label=label, **look)
         for attack, label, linestyle in (("shift", "$+\\epsilon$ on all pixels", ":"), ("fgsm", "FGSM", "-.")):
             level = part.loc[part["attack"] == attack, "elbo"].item()
             axis.axhline(level, color="0.4", linewidth=1, linestyle=linestyle, label=label)

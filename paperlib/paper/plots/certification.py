@@ -7,6 +7,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 
+from paperlib.paper.claims import LOST
 from paperlib.paper.plots.style import (
     CEILING_LOOK,
     COLORS,
@@ -20,7 +21,6 @@ from paperlib.paper.plots.style import (
 )
 from paperlib.paper.words import LOG, Axis
 
-LOST = -5_000  # nats: a mean certificate below this says nothing about a digit
 SPREAD = 0.2  # between the marks of two models at one stage, in stages
 
 

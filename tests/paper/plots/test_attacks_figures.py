@@ -1,6 +1,7 @@
 """Figures of notebook 3 by the data that they plot."""
 
 import numpy as np
+import pytest
 import torch
 from handmade import CAPTION, EPS, NAMES, SHOWN, attacked_rows, ceiling_rows, lines, strength_rows, xy
 
@@ -34,6 +35,12 @@ def test_an_attack_that_changes_nothing_is_drawn_too() -> None:
     figure = attack_plots.attacked_digits(x, {"my model": x}, {"my model": x}, CAPTION)
     figure.canvas.draw()
     assert [text.get_text() for text in figure.axes[0].get_yticklabels()][1] == "my model\nattacked"
+
+
+def test_signs_of_colour_images_are_refused() -> None:
+    x = torch.rand(2, 3, 8, 8)
+    with pytest.raises(ValueError, match=r"grey images are needed, got \[2, 3, 8, 8\]"):
+        attack_plots.attacked_digits(x, {"VAE": 1 - x}, {"VAE": x}, CAPTION)
 
 
 def test_elbo_against_eps_plots_means_and_promises_no_error_bars() -> None:
