@@ -22,14 +22,13 @@ from paperlib import VAE, Crown, LinfBall, TrainConfig, certificate, conv_vae, l
 from paperlib.certificates.method import Method
 from paperlib.data.datasets import data_origin
 from paperlib.models.elbo import elbo_terms
-from paperlib.paper.plots.cost import cost
 from paperlib.paper.plots.style import style
 from paperlib.paper.results import Results
 from paperlib.paper.tables import markdown
 from paperlib.runtime.device import tune_malloc
 from paperlib.runtime.progress import Progress
 from paperlib.runtime.rows import read_header, write_rows
-from scripts.bench_report import device_table, ratio_table, ratios, step_table
+from scripts.bench_report import cost_figure, device_table, ratio_table, step_table
 from scripts.publish import start_command
 
 DATASET = "mnist5k"  # needs no network
@@ -233,12 +232,7 @@ def main(options: BenchmarkOptions) -> None:
         write_rows(results.target / "data" / f"{name}.csv", frame, asdict(sizes), data_origin(DATASET), seconds)
     about = read_header(results.target / "data" / "00_cost.csv")
     style()
-    caption = (
-        f"MLP 784-{sizes.hidden}-20-{sizes.hidden}-784 on {sizes.batch} and a convolutional VAE on {sizes.conv_batch} "
-        f"digits of {DATASET}. Medians and quartiles of {rows['round'].nunique()} rounds on {about['processor']} "
-        f"(torch threads: {about['threads']}). A short mark is a target in bare products."
-    )
-    results.figure(cost(rows, ratios(rows), caption), "00_cost")
+    results.figure(cost_figure(rows, about), "00_cost")
     for table in (ratio_table(rows), step_table(rows, shares)):
         print(f"{markdown(table)}\n")
     print(f"rows and figure are in {results.target}; `make readme` writes the committed ones into README.md")

@@ -1,10 +1,13 @@
 """What the rows of `scripts.bench` say: each ratio beside its target, and where the time of a step goes."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import pandas as pd
+from matplotlib.figure import Figure
 
-from paperlib.paper.plots.cost import by_round, plain
+from paperlib.paper.plots.cost import by_round, cost, plain
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,18 @@ def ratio_table(rows: pd.DataFrame) -> pd.DataFrame:
         }
         for _, row in ratios(rows).iterrows()
     )
+
+
+def cost_figure(rows: pd.DataFrame, about: Mapping[str, Any]) -> Figure:
+    """The figure of the rows; `about` is their header."""
+    sizes = about["config"]
+    caption = (
+        f"MLP 784-{sizes['hidden']}-20-{sizes['hidden']}-784 on {sizes['batch']} and a convolutional VAE on "
+        f"{sizes['conv_batch']} digits of {about['dataset']}. Medians and quartiles of {rows['round'].nunique()} "
+        f"rounds on {about['processor']} (torch threads: {about['threads']}). "
+        "A short mark is a target in bare products."
+    )
+    return cost(rows, ratios(rows), caption)
 
 
 def step_table(rows: pd.DataFrame, profiled: pd.DataFrame) -> pd.DataFrame:

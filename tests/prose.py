@@ -9,6 +9,7 @@ with a unit behind it is as wrong as a digit.
 
 import ast
 import io
+import itertools
 import re
 import tokenize
 from collections.abc import Iterable, Iterator
@@ -69,6 +70,13 @@ def typed_in(nb: NotebookNode) -> Iterator[tuple[int, str]]:
         else:
             continue
         yield from ((place, number) for text in texts for number in typed_numbers(text, settings))
+
+
+def fixed_observations(nb: NotebookNode) -> Iterator[str]:
+    """What was seen in results, as text that no run can contradict; a network with written weights is no result."""
+    for before, cell in itertools.pairwise(nb.cells):
+        if cell.cell_type == "markdown" and "**What we saw" in cell.source and "weight.data" not in before.source:
+            yield cell.source
 
 
 def _numbers(text: str) -> list[str]:

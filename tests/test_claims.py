@@ -9,16 +9,20 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from prose import fixed_observations
 
 from paperlib import Crown, certify, elbo_bounds, load, load_dataset
 from paperlib.certificates.evaluation import check_sandwich, evaluation_noise
 from paperlib.data.datasets import CHECKSUMS, checksum, data_root
-from paperlib.paper import attacks, certification
+from paperlib.paper import attacks, backward_stages, certification, claims
 from paperlib.paper import linear_bounds as methods
 from paperlib.paper import tighter_training as tighter
+from paperlib.paper import toy_2d as toys
 from paperlib.paper.attacks import entropy_ceiling
 from paperlib.paper.mnist_training import EPS, EPS_GRID, SIZES, digit_models, file_name
 from paperlib.paper.plots.certification import sandwich
+from paperlib.paper.results import Results
+from paperlib.runtime.files import read_tensors
 from paperlib.runtime.rows import read_header, read_rows
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -250,6 +254,114 @@ def test_the_price_of_rigour_for_an_expectation_falls_with_the_draws() -> None:
         assert (part["width"].diff().dropna() < 0).all()
     most = rows[rows["samples"] == max(certification.EXPECTED_DRAWS["paper"])]
     assert (most["width"] < 2).all()
+
+
+# What the notebooks say in words
+
+# Plain and robust models swapped: what is said of one is not true of the other.
+SWAPPED = {"VAE": "proVAE kappa=0", "proVAE kappa=0": "VAE", "proVAE kappa=0.5": "proVAE kappa=0.5"}
+SWAPPED_TOYS = {"VAE": "proVAE", "proVAE": "VAE"}
+
+
+def statements(spoil: bool) -> dict[str, dict[str, bool]]:
+    """All statements about the committed results, or about results with swapped models and spoilt numbers."""
+    name = SWAPPED if spoil else {model: model for model in SWAPPED}
+    toy_name = SWAPPED_TOYS if spoil else {model: model for model in SWAPPED_TOYS}
+
+    def rows(file: str, config: dict[str, Any]) -> pd.DataFrame:
+        read = read_rows(DATA / f"{file}.csv", config)
+        return read.assign(model=read["model"].map(name | toy_name if file[:2] == "01" else name))
+
+    def pictures(file: str) -> dict[str, torch.Tensor]:
+        return read_tensors(DATA / f"{file}.safetensors")[0]
+
+    attacked = rows("03_attacked", attacks.attack_config("mnist", "paper"))
+    means = attacked.groupby(["model", "eps"], sort=False)[["clean", "attacked", "attacked_kl"]].mean()
+    ceiling = read_rows(DATA / "03_ceiling.csv", attacks.ceiling_config("mnist", "paper"))
+    top = ceiling.set_index("eps")["attacked_ceiling"]
+    weak = dict.fromkeys(NAMES[1:], 0.0 if not spoil else 50.0)
+    at_eps = attacked[attacked["eps"] == EPS].groupby("model")[["certified", "attacked"]].mean()
+    gaps = methods.mean_gaps(rows("05_methods", methods.methods_config("mnist", "paper")), attacked)
+    staged = backward_stages.stage_gaps(rows("05_stages", backward_stages.stages_config("mnist", "paper")), attacked)
+    pictured = [(name[model], eps) for model, eps in backward_stages.PICTURED]
+    if spoil:  # one proVAE is needed
+        pictured = [("VAE", EPS), ("proVAE kappa=0.5", EPS), ("VAE", methods.VACUOUS)]
+    last = pd.DataFrame({name[m]: read_rows(DATA / f"{file_name(m)}.csv").iloc[-1] for m in NAMES}).T
+    seen, drawn = pictures("02_pictures"), pictures("03_pictures")
+    fields = {toy: pictures(f"01_landscape_{toy}") for toy in toys.TOYS}
+    named = {"clean": "clean ELBO", "certified": "certified"}
+    fields = {
+        toy: {
+            f"{toy_name[model]}, {kind}": parts[f"{model} {key}"] for model in toy_name for key, kind in named.items()
+        }
+        for toy, parts in fields.items()
+    }
+    table = rows("01_summary", toys.toy_config("paper"))
+    trade = read_rows(DATA / "06_tradeoff.csv", tighter.tradeoff_config("mnist", "paper"))
+    mean = trade.groupby(["bound", "kappa"])[["clean", "crown_ibp", "subset_crown"]].mean()
+    gain = (mean.loc["crown-ibp"] - mean.loc["ibp"]) * (-1 if spoil else 1)
+    if spoil:  # what a swap of the models leaves true
+        means["attacked_kl"] *= 100 * means.index.get_level_values("eps")
+        last["certified"] -= 1_000
+        last["kl"] = 0.1
+        table["clean"] -= 1_000
+        for parts in fields.values():
+            parts["VAE, clean ELBO"] = parts["VAE, clean ELBO"] - 1_000
+        staged["gap"] = staged.groupby(["model", "method"])["gap"].transform(lambda gap: gap.to_numpy()[::-1])
+        gaps["crown"] += 100
+    return {
+        "landscapes": claims.landscapes(fields, table),
+        "training": claims.training(last, 784),
+        "reconstructions": claims.reconstructions(
+            seen["original"], {name[m]: seen[f"{m} reconstruction"] for m in NAMES}
+        ),
+        "perturbations": claims.perturbations(drawn["x"], {name[m]: drawn[f"{m} attacked"] for m in NAMES}),
+        "attacks": claims.attacks(means, top, EPS, weak),
+        "losses": claims.losses(means),
+        "certificates": claims.certificates(at_eps["certified"], at_eps["attacked"]),
+        "stages": claims.stages(staged),
+        "coefficients": claims.coefficients(pictures("05_coefficients"), pictured),
+        "methods": claims.methods(gaps, EPS, methods.VACUOUS),
+        "tighter_training": claims.tighter_training(gain),
+    }
+
+
+def test_every_kind_of_statement_is_tried_here() -> None:
+    functions = {name for name, thing in vars(claims).items() if getattr(thing, "__module__", "") == claims.__name__}
+    public = {name for name in functions if name.islower() and name[0] != "_"}
+    assert public - {"said", "verdict", "by_eye"} == set(statements(spoil=False))
+
+
+def test_the_committed_results_bear_out_every_statement() -> None:
+    assert [text for part in statements(spoil=False).values() for text, holds in part.items() if not holds] == []
+
+
+def test_rows_that_contradict_a_statement_are_noticed() -> None:
+    assert [text for part in statements(spoil=True).values() for text, holds in part.items() if holds] == []
+
+
+def test_what_a_run_contradicts_is_not_said_but_marked() -> None:
+    both = {"Snow is white.": True, "Coal is white.": False}
+    assert claims.said(both) == f"Snow is white.\n\n{claims.NOT_HERE} Coal is white."
+    assert claims.said({"Snow is white.": True}) == "Snow is white."
+    assert claims.verdict(both).startswith("**The claim does not hold in this run.** Snow")
+    assert claims.verdict({"Snow is white.": True}) == "**The claim holds in this run.** Snow is white."
+
+
+@pytest.mark.parametrize(("profile", "dataset"), [("smoke", "mnist5k"), ("smoke", "mnist"), ("paper", "fashion-mnist")])
+def test_what_an_eye_saw_is_said_of_the_published_results_alone(profile: str, dataset: str) -> None:
+    assert claims.by_eye(Results("paper", "mnist", False), "It is blue.") == "It is blue."
+    assert "blue" not in claims.by_eye(Results(profile, dataset, False), "It is blue.")
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda path: path.stem)
+def test_no_result_is_described_by_fixed_text(path: Path) -> None:
+    nb = nbformat.read(path, as_version=4)
+    assert list(fixed_observations(nb)) == [], "compute it or guard it, see paperlib/paper/claims.py"
+    code = "".join(cell.source for cell in nb.cells if cell.cell_type == "code")
+    assert path.name[:2] in ("00", "01") or "claims.verdict(" in code, "whether the claim holds is said, too"
+    shown = "".join(str(out.get("data", {})) for cell in nb.cells for out in cell.get("outputs", []))
+    assert claims.NOT_HERE not in shown and "does not hold in this run" not in shown
 
 
 # Training on the linear bound

@@ -12,6 +12,7 @@ from paperlib.bounds.relaxation import relaxation_rule
 from paperlib.certificates.likelihood_bounds import bounds_of
 from paperlib.certificates.posterior_bounds import scale_relaxation
 from paperlib.models.likelihood import Bernoulli
+from paperlib.paper.words import Axis
 
 ALPHAS = (0.0, 0.5, 1.0)  # whose lines are drawn below ReLU
 POINTS = 1_201  # of each grid; one of them is ReLU's corner
@@ -52,7 +53,7 @@ def relu_curve() -> RelaxedCurve:
     below = {f"α = {alpha:g}": _line(line, v) for alpha, line in lines.items()}
     return RelaxedCurve(
         "ReLU",
-        ("$v$ (before ReLU)", "ReLU$(v)$"),
+        (Axis.BEFORE_RELU, Axis.RELU),
         (v,),
         torch.relu(v),
         below,
@@ -67,7 +68,7 @@ def scale_curve() -> RelaxedCurve:
     tangent, chord = (_line(initial_alpha(line), v) for line in (relaxation.lower, relaxation.upper))
     return RelaxedCurve(
         "standard deviation",
-        ("log-variance $v$", "$e^{v/2}$"),
+        (Axis.LOG_VARIANCE, Axis.DEVIATION),
         (v,),
         torch.exp(v / 2),
         {"tangent": tangent},
@@ -85,7 +86,7 @@ def likelihood_curve() -> RelaxedCurve:
     values = target * logit - torch.logaddexp(logit, torch.zeros_like(logit))
     return RelaxedCurve(
         f"log-likelihood, $t$ = {FIXED_TARGET}",
-        ("logit $l$", "nats"),
+        (Axis.LOGIT, Axis.LOG_LIKELIHOOD),
         (logit,),
         values,
         {"chord": below},
@@ -108,7 +109,7 @@ def product_curve() -> RelaxedCurve:
     values = target[:, None] * logit
     return RelaxedCurve(
         "$t\\,l$",
-        ("target $t$ (pixel)", "logit $l$"),
+        (Axis.PIXEL, Axis.LOGIT),
         (target, logit),
         values,
         {k: plane(f) for k, f in below.items()},

@@ -7,7 +7,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from paperlib.paper.plots.style import COLORS, PAGE, finish
+from paperlib.paper.plots.style import COLORS, PAGE, finish, with_minus
+from paperlib.paper.words import Axis
 from paperlib.runtime.numbers import rounded_down
 
 
@@ -35,8 +36,8 @@ def _latents(axis: Axes, arrays: Mapping[str, Tensor]) -> None:
     axis.vlines(range(len(low)), low, high, color=COLORS["certified"], lw=4, alpha=0.45, label="box")
     axis.plot(range(len(middle)), middle, ".", color="black", ms=4, label="clean")
     axis.set_title("2. encoder: latents $z = \\mu + \\sigma\\xi$")
-    axis.set_xlabel("latent coordinate")
-    axis.set_ylabel("value", labelpad=1)
+    axis.set_xlabel(Axis.COORDINATE)
+    axis.set_ylabel(Axis.LATENT, labelpad=1)
     axis.set_xticks([0, len(low) - 1], ["1", str(len(low))])
     axis.legend(loc="upper right", ncols=2, borderaxespad=0)
     axis.margins(y=0.18)
@@ -45,12 +46,12 @@ def _latents(axis: Axes, arrays: Mapping[str, Tensor]) -> None:
 def _values(axis: Axes, arrays: Mapping[str, Tensor]) -> None:
     values = {name: arrays[name].item() for name in ("clean", "attacked", "certified")}
     axis.axhspan(values["certified"], values["clean"], color=COLORS["certified"], alpha=0.12, lw=0)
-    for name, value in values.items():
+    for (name, value), linestyle in zip(values.items(), (":", "--", "-"), strict=True):
         text = rounded_down(value, 0) if name == "certified" else f"{value:.0f}"
-        axis.axhline(value, color=COLORS[name], lw=1.6)
+        axis.axhline(value, color=COLORS[name], lw=1.6, ls=linestyle)
         above = name != "certified"
         axis.annotate(
-            f"{name} {text}".replace("-", "−"),
+            with_minus(f"{name} {text}"),
             (0.5, value),
             xytext=(0, 2 if above else -2),
             textcoords="offset points",
@@ -59,6 +60,6 @@ def _values(axis: Axes, arrays: Mapping[str, Tensor]) -> None:
             fontsize=7,
         )
     axis.set_xticks([])
-    axis.set_ylabel("ELBO (nats)", labelpad=1)
+    axis.set_ylabel(Axis.ELBO, labelpad=1)
     axis.set_title("4. log-likelihood $-$ KL")
     axis.margins(y=0.25)

@@ -6,7 +6,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
 from paperlib.paper.plots.linear_bounds import METHOD_LABELS
-from paperlib.paper.plots.style import COLORS, LABELS, finish, panels
+from paperlib.paper.plots.style import COLORS, LABELS, MARKERS, finish, panels
+from paperlib.paper.words import Axis
 
 STEP_LABELS = {
     "VAE": "plain VAE",
@@ -54,19 +55,21 @@ def cost(rows: pd.DataFrame, ratios: pd.DataFrame, caption: str) -> Figure:
     for height, name in enumerate(IMAGE_LABELS):
         milliseconds = 1e3 * seconds["image", name]
         middle = milliseconds.median()
-        images.plot(middle, height, "o", color=COLORS[KIND[name]], ms=5)
-        images.annotate(f"{middle:.2g}", (middle, height), (0, 6), textcoords="offset points", ha="center", fontsize=6)
+        images.plot(middle, height, MARKERS[KIND[name]], color=COLORS[KIND[name]], ms=5)
+        beside = {"xycoords": ("axes fraction", "data"), "ha": "right", "va": "center", "fontsize": 7}
+        images.annotate(f"{middle:#.2g}", (1.1, height), annotation_clip=False, **beside)
         _quartiles(images, height, milliseconds)
         for target in (target for target in targets if target["of"] == ("image", name)):
             unit = 1e3 * seconds[target["against"]].median() if target["against"] else 1.0
             _mark(images, height, target["most"] * unit, size=11)
     steps.set_yticks(heights, list(STEP_LABELS.values()))
-    steps.set_ylabel("training step")
-    steps.set_xlabel("time (multiples of the plain VAE's step)")
+    steps.set_title("a training step")
+    steps.set_xlabel(Axis.MULTIPLES)
     images.set_yticks(range(len(IMAGE_LABELS)), list(IMAGE_LABELS.values()))
     images.set_xscale("log")
     images.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    images.set_xlabel("time for an image (ms, float64)")
+    images.set_title("an image")
+    images.set_xlabel(Axis.MILLISECONDS)
     images.margins(0.1, 0.15)
     for axis in (steps, images):
         axis.tick_params(axis="y", length=0)

@@ -1,6 +1,7 @@
 """Figures of notebook 5: relaxations, backward substitution stage by stage, and linear bounds beside intervals."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -9,15 +10,30 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from paperlib.paper.linear_bounds import mean_gaps
-from paperlib.paper.plots.style import COLORS, LABELS, PAGE, finish, panels
+from paperlib.paper.plots.style import (
+    COLORS,
+    HOLLOW,
+    LABELS,
+    PAGE,
+    PALER,
+    SIGNED,
+    finish,
+    legend_above,
+    panels,
+    with_minus,
+)
 from paperlib.paper.relaxation_curves import RelaxedCurve
+from paperlib.paper.words import LOG, Axis
 from paperlib.runtime.numbers import rounded_down
 
 METHOD_LABELS = {"ibp": "intervals", "crown-ibp": "CROWN-IBP", "crown": "CROWN"}
-METHOD_LOOK = {"ibp": (COLORS["VAE"], "s"), "crown-ibp": (COLORS["attacked"], "X"), "crown": (COLORS["certified"], "o")}
-GAP_LABEL = "attacked − certified (nats)"
+METHOD_LOOK: dict[str, dict[str, Any]] = {
+    "ibp": {"color": COLORS["VAE"], "marker": "s"},
+    "crown-ibp": {"color": COLORS["attacked"], "marker": "X"},
+    "crown": {"color": COLORS["certified"], "marker": "o", **HOLLOW},  # often where CROWN-IBP is
+}
 BELOW, ABOVE = COLORS["certified"], COLORS["attacked"]  # of lines on either side of a curve
-DASHES = ("-", "--", ":")
+DASHES = {BELOW: ("-", "--", ":"), ABOVE: ("-.",)}
 
 
 def relaxations(curves: Sequence[RelaxedCurve], product: RelaxedCurve, caption: str) -> Figure:
@@ -44,14 +60,14 @@ def relaxations(curves: Sequence[RelaxedCurve], product: RelaxedCurve, caption: 
 
     exact, *planes = (field.diagonal() for field in (product.exact, *product.below.values()))
     _curve(axes[5], logit, exact, dict(zip(product.below, planes, strict=True)), {})
-    axes[5].set(title="section along the diagonal", xlabel="logit $l$ ($t$ grows with it)", ylabel="nats")
+    axes[5].set(title="section along the diagonal", xlabel=Axis.DIAGONAL, ylabel=Axis.PRODUCT)
     return finish(figure, caption)
 
 
 def _curve(axis: Axes, v: Tensor, exact: Tensor, below: Mapping[str, Tensor], above: Mapping[str, Tensor]) -> None:
     axis.plot(v, exact, color="black", linewidth=2.2)
     for lines, color in ((below, BELOW), (above, ABOVE)):
-        for (name, line), dashes in zip(lines.items(), DASHES, strict=False):
+        for (name, line), dashes in zip(lines.items(), DASHES[color], strict=False):
             axis.plot(v, line, color=color, linestyle=dashes, label=name)
     axis.legend()
 
@@ -63,17 +79,17 @@ def stages(rows: pd.DataFrame, caption: str) -> Figure:
     for axis, name in zip(axes, names, strict=True):
         part = rows[rows["model"] == name]
         for method, line in part.groupby("method", sort=False):
-            color, marker = METHOD_LOOK[str(method)]
-            axis.plot(line["gap"], line["stage"], color=color, marker=marker, label=METHOD_LABELS[str(method)])
+            axis.plot(line["gap"], line["stage"], label=METHOD_LABELS[str(method)], **METHOD_LOOK[str(method)])
         axis.set_title(f"{LABELS.get(name, name)}, radius {part['eps'].iloc[0]:g}")
-        axis.set_xlabel(GAP_LABEL)
-        if part["gap"].max() < 1000:
-            axis.set_xlim(0, None)
-        else:
+        far = part["gap"].max() >= 1000
+        axis.set_xlabel(f"{Axis.GAP}\n{LOG}" if far else Axis.GAP)
+        if far:
             axis.set_xscale("log")
+        else:
+            axis.set_xlim(0, None)
     axes[0].invert_yaxis()
     axes[0].set_ylabel("linear function of the …")
-    axes[-1].legend()
+    legend_above(figure, axes[0])
     return finish(figure, caption)
 
 
@@ -89,11 +105,11 @@ def coefficients(pictures: Mapping[str, Tensor], rows: Sequence[tuple[str, float
         largest = max(abs(part).max() for part in (as_input, as_target))
         line[0].imshow(x, cmap="gray", vmin=0, vmax=1)
         for axis, part in zip(line[1:3], (as_input, as_target), strict=True):
-            slopes = axis.imshow(part, cmap="PuOr", vmin=-largest, vmax=largest)
+            slopes = axis.imshow(part, cmap=SIGNED, vmin=-largest, vmax=largest)
         for axis, part in zip(line[3:], moved, strict=True):
-            steps = axis.imshow(part, cmap="PuOr", vmin=-1.5, vmax=1.5)  # lighter than the ends of the map
-        figure.colorbar(slopes, ax=line[2], label="nats per unit of $x$", shrink=0.7)
-        figure.colorbar(steps, ax=line[4], label="(x' − x) / ε", ticks=[-1, 0, 1], shrink=0.7).ax.set_ylim(-1, 1)
+            steps = axis.imshow(part, cmap=SIGNED, vmin=-PALER, vmax=PALER)
+        figure.colorbar(slopes, ax=line[2], label=Axis.SLOPE, shrink=0.7)
+        figure.colorbar(steps, ax=line[4], label=Axis.MOVED, ticks=[-1, 0, 1], shrink=0.7).ax.set_ylim(-1, 1)
         bound, *elbos = (pictures[key][row].item() for key in ("bound", "elbo_x", "elbo_worst", "elbo_attacked"))
         line[0].set_ylabel(f"{LABELS.get(name, name)}\nradius {eps:g}")
         texts = (
@@ -103,7 +119,7 @@ def coefficients(pictures: Mapping[str, Tensor], rows: Sequence[tuple[str, float
             *(f"ELBO {value:.1f}" for value in elbos[1:]),
         )
         for axis, text in zip(line, texts, strict=True):
-            axis.set(xlabel=text.replace("-", "−"), xticks=[], yticks=[])
+            axis.set(xlabel=with_minus(text), xticks=[], yticks=[])
     titles = (
         "digit $x$",
         "coefficients:\nas input",
@@ -124,11 +140,10 @@ def gaps(rows: pd.DataFrame, attacked: pd.DataFrame, caption: str) -> Figure:
     for axis, name in zip(axes, names, strict=True):
         for method, label in METHOD_LABELS.items():
             mean = means.loc[name, method]
-            color, marker = METHOD_LOOK[method]
-            axis.plot(mean.index, mean, color=color, marker=marker, label=label)
+            axis.plot(mean.index, mean, label=label, **METHOD_LOOK[method])
         axis.set_yscale("log")
         axis.set_title(LABELS.get(name, name))
-        axis.set_xlabel("radius $\\epsilon$ (pixels)")
-    axes[0].set_ylabel(GAP_LABEL)
-    axes[-1].legend()
+        axis.set_xlabel(Axis.RADIUS)
+    axes[0].set_ylabel(Axis.GAP)
+    legend_above(figure, axes[0])
     return finish(figure, caption)

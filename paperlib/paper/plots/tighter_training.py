@@ -3,7 +3,8 @@
 import pandas as pd
 from matplotlib.figure import Figure
 
-from paperlib.paper.plots.style import COLORS, finish, panels
+from paperlib.paper.plots.style import COLORS, finish, legend_above, panels
+from paperlib.paper.words import Axis
 
 BOUND_LABELS = {"ibp": "trained on intervals", "crown-ibp": "trained on the linear bound"}
 BOUND_LOOK = {
@@ -13,30 +14,31 @@ BOUND_LOOK = {
 
 
 def tradeoff(rows: pd.DataFrame, caption: str) -> Figure:
-    """Certified and attacked against clean ELBO: small points are single seeds, lines join their means along kappa."""
-    figure, axes = panels(1, 2, height=2.9, sharex=True)
-    for axis, column, label in (
-        (axes[0], "subset_crown", "certified ELBO (nats)"),
-        (axes[1], "subset_attacked", "attacked ELBO (nats)"),
-    ):
+    """Certified and attacked against clean ELBO: hollow marks are single seeds, lines join their means along kappa.
+
+    Beside each mean stand the weight kappa of the clean ELBO and the radius epsilon that its models were trained with.
+    """
+    figure, axes = panels(1, 2, height=3.2, sharex=True)
+    for axis, column, label in ((axes[0], "subset_crown", Axis.CERTIFIED), (axes[1], "subset_attacked", Axis.ATTACKED)):
         for bound, part in rows.groupby("bound", sort=False):
-            look = BOUND_LOOK[str(bound)]
-            axis.scatter(
-                part["subset_clean"], part[column], s=9, marker=look["marker"], alpha=0.5, lw=0.8, color=look["color"]
-            )
+            look, name = BOUND_LOOK[str(bound)], BOUND_LABELS[str(bound)]
+            hollow = {"ls": "none", "ms": 3, "mfc": "none", "mew": 0.7}
+            axis.plot(part["subset_clean"], part[column], label=f"{name}, one seed", **hollow, **look)
             mean = part.groupby(["kappa", "train_eps"], as_index=False)[["subset_clean", column]].mean()
-            axis.plot(mean["subset_clean"], mean[column], label=BOUND_LABELS[str(bound)], lw=1.3, ms=0, **look)
+            axis.plot(mean["subset_clean"], mean[column], label=f"{name}, mean of the seeds", ms=5, **look)
             for point in mean.to_dict("records"):
+                below = bound == "ibp"  # away from the other line
                 axis.annotate(
-                    f"$\\kappa={point['kappa']:g}$, {point['train_eps']:g}",
+                    f"$\\kappa={point['kappa']:g}$\n$\\epsilon={point['train_eps']:g}$",
                     (point["subset_clean"], point[column]),
-                    xytext=(-5, -9) if bound == "ibp" else (5, 4),  # away from the other line
-                    ha="right" if bound == "ibp" else "left",
+                    xytext=(-8, -3) if below else (9, 3),
+                    ha="right" if below else "left",
+                    va="top" if below else "bottom",
                     textcoords="offset points",
                     fontsize=6,
                 )
-        axis.margins(x=0.4, y=0.1)
-        axis.set_xlabel("clean ELBO (nats)")
+        axis.margins(x=0.3, y=0.15)
+        axis.set_xlabel(Axis.CLEAN)
         axis.set_ylabel(label)
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
+    legend_above(figure, axes[0], columns=2)
     return finish(figure, caption)

@@ -7,7 +7,6 @@ import pandas as pd
 import torch
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
-from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
@@ -32,11 +31,10 @@ def xy(line: Line2D) -> list[list[float]]:
     return np.asarray(line.get_xydata()).tolist()
 
 
-def bars(axis: Axes, label: str) -> tuple[list[list[float]], list[float]]:
-    """Points and half-lengths of the error bars of the series with this label."""
-    (series,) = [c for c in axis.containers if isinstance(c, ErrorbarContainer) and c.get_label() == label]
-    line, _, (segments,) = series.lines
-    return xy(line), [(top - bottom) / 2 for (_, bottom), (_, top) in segments.get_segments()]
+def points(axis: Axes, label: str) -> list[list[float]]:
+    """The points of the line with this label."""
+    (line,) = [line for line in axis.get_lines() if line.get_label() == label]
+    return xy(line)
 
 
 def legend_texts(figure: Figure) -> list[str]:

@@ -9,11 +9,11 @@ from handmade import (
     NAMES,
     SHOWN,
     attacked_rows,
-    bars,
     ceiling_rows,
     certified_rows,
     lines,
     loose_rows,
+    points,
     xy,
 )
 
@@ -38,18 +38,15 @@ def test_the_sandwich_plots_certified_attacked_clean_and_the_ceiling_for_each_mo
         bound = certified[certified["model"] == name].sort_values("eps")
         reached = attacked[attacked["model"] == name].groupby("eps")["attacked"]
         for label in ("clean", "certified"):
-            points, halves = bars(column[0], label)
-            assert points == bound[["eps", label]].to_numpy().tolist()
-            np.testing.assert_allclose(halves, bound[f"{label}_se"])
-        points, halves = bars(column[0], "attacked")
-        np.testing.assert_allclose(points, list(zip(EPS, reached.mean(), strict=True)))
-        np.testing.assert_allclose(halves, reached.sem())
+            assert points(column[0], label) == bound[["eps", label]].to_numpy().tolist()
+        np.testing.assert_allclose(points(column[0], "attacked"), list(zip(EPS, reached.mean(), strict=True)))
         for label in ("clean", "attacked", "certified"):
             assert lines(column[0], label)
         (line,) = [line for line in column[0].get_lines() if line.get_label() == "ceiling of any model"]
         assert xy(line) == ceiling[["eps", "ceiling"]].to_numpy().tolist()
         for axis in column:
-            assert bars(axis, "certified") == bars(column[0], "certified")
+            assert points(axis, "certified") == points(column[0], "certified")
+            assert not axis.containers, "bars that are smaller than a mark"
             (band,) = axis.collections[-1:]
             assert band.get_label() == "the worst case lies here"
             (outline,) = band.get_paths()
@@ -105,18 +102,23 @@ def test_gaps_are_shown_as_shares_of_images() -> None:
     figure = certification_plots.gap_distribution(rows, CAPTION)
     for name, part in rows.groupby("model"):
         (line,) = lines(figure.axes[0], str(name))
-        points = np.asarray(line.get_xydata())
-        points = points[np.isfinite(points[:, 0]) & (points[:, 0] > 0)]
-        np.testing.assert_allclose(points[:, 0], np.sort(part["attacked"] - part["certified"]))
-        np.testing.assert_allclose(points[:, 1], np.arange(1, 8) / 7)
+        drawn = np.asarray(line.get_xydata())
+        drawn = drawn[np.isfinite(drawn[:, 0]) & (drawn[:, 0] > 0)]
+        np.testing.assert_allclose(drawn[:, 0], np.sort(part["attacked"] - part["certified"]))
+        np.testing.assert_allclose(drawn[:, 1], np.arange(1, 8) / 7)
 
 
 def test_looseness_plots_the_ratio_of_widths() -> None:
     rows = loose_rows()
     (axis,) = certification_plots.looseness(rows, CAPTION).axes
+    beside = []
     for name, shown in zip(NAMES, SHOWN, strict=True):
         part = rows[rows["model"] == name]
         (line,) = lines(axis, name, label=shown)
         np.testing.assert_allclose(line.get_ydata(), part["box"] / part["reached"])
-        assert list(line.get_xdata(orig=True)) == part["stage"].tolist()
+        beside.append(np.asarray(line.get_xdata()) - np.arange(len(part)))
+    assert len(set(np.round(beside, 6).ravel())) == len(NAMES), "side by side, or equal values hide each other"
+    assert np.abs(beside).max() < 0.5
+    assert [text.get_text() for text in axis.get_xticklabels()] == loose_rows()["stage"].unique().tolist()
     assert axis.get_yscale() == "log"
+    assert {y for _, y in points(axis, "an exact box")} == {1}

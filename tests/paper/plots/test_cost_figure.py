@@ -26,10 +26,11 @@ def test_costs_are_bars_in_plain_steps_with_their_products_inside_and_dots_in_mi
     assert marks == [[[pytest.approx(x), y]] for x, y in ((2.3, robust), (1.6, robust), (3.0, conv))]
 
     assert images.get_xscale() == "log"
-    dots = [xy(line) for line in images.get_lines() if line.get_marker() == "o"]
+    dots = [xy(line) for line in images.get_lines() if line.get_marker() in ("o", "X", "^")]
     assert dots == [[[pytest.approx(0.1 * 3**k), k]] for k in range(5)]
     marks = [xy(line) for line in images.get_lines() if line.get_label() == "target"]
     assert marks == [[[pytest.approx(2.5 * 0.9), 3]], [[pytest.approx(10.0), 4]]]
+    assert [text.get_text() for text in images.texts] == ["0.10", "0.30", "0.90", "2.7", "8.1"]
     for axis in (steps, images):
         low, high = axis.get_xlim()
         assert all(low <= x <= high for line in axis.get_lines() for x in line.get_xdata())
