@@ -247,4 +247,4 @@ def _is_non_expansive(layer: nn.Module) -> bool:
     slopes = {nn.LeakyReLU: "negative_slope", nn.ELU: "alpha"}
     if type(layer) in slopes:  # not isinstance: a subclass may compute something else
         return abs(getattr(layer, slopes[type(layer)])) <= 1
-    return type(layer) in (nn.ReLU, nn.Sigmoid, nn.Tanh)
+    return type(layer) in (nn.ReLU, nn.ReLU6, nn.Hardtanh, nn.Sigmoid, nn.Tanh)

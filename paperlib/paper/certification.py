@@ -84,22 +84,23 @@ def looseness_rows(models: Mapping[str, VAE], test: Dataset, profile: str) -> pd
 
 def rounding_config(dataset: str, profile: str) -> dict[str, Any]:
     """What the rows of `rounding_rows` depend on."""
-    return {**models_config(dataset, profile), "eps": [EPS, *TINY_RADII], "images": ROUNDED_IMAGES, "points": CORNERS}
+    radii = {"layer_eps": [EPS, TINY_RADII[0]], "eps": list(TINY_RADII)}
+    return {**models_config(dataset, profile), **radii, "images": ROUNDED_IMAGES, "points": CORNERS}
 
 
 def rounding_rows(models: Mapping[str, VAE], test: Dataset) -> pd.DataFrame:
     """How often the float32 network leaves its certificate: bounds computed in float32, and those with `sound`.
 
-    Layers: each unit at the corner of its float32 box that attains its upper bound, at radius EPS. ELBO: the image and
-    random corners of tiny balls. One row for each model and place: checked, and for both kinds of bound the share of
-    values outside it and the largest excess.
+    Layers: each unit at the corner of its float32 box that attains its upper bound, at radius EPS and at a tiny one,
+    beside which the rounding of the layer is large. ELBO: the image and random corners of tiny balls. One row for each
+    model, place and radius: checked, and for both kinds of bound the share of values outside it and the largest excess.
     """
     x = test.x[:ROUNDED_IMAGES]
     rows = []
     for name, vae in models.items():
         noise = evaluation_noise(len(x), vae.latent_dim)[0]
-        excess = [*_layer_excess(vae, x, test.ball(EPS), noise), *_elbo_excess(vae, x, test, noise)]
-        rows += [{"model": name, **row} for row in excess]
+        layers = [row for eps in (EPS, TINY_RADII[0]) for row in _layer_excess(vae, x, test.ball(eps), noise)]
+        rows += [{"model": name, **row} for row in (*layers, *_elbo_excess(vae, x, test, noise))]
     return pd.DataFrame(rows)
 
 

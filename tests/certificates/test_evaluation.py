@@ -1,5 +1,6 @@
 """Rows per example: complete, in float64, ordered certified <= attacked <= clean, and refused when they are not."""
 
+import copy
 from typing import Any
 
 import numpy as np
@@ -520,3 +521,12 @@ def test_a_seed_promises_the_same_numbers_whatever_the_default_dtype_of_torch() 
     for first, second in ((weights, again[1]), (trained, again[2])):
         assert all(torch.equal(second[name], tensor) for name, tensor in first.items())
         assert all(tensor.dtype == torch.float32 for tensor in second.values())
+
+
+def test_rows_are_the_same_in_inference_mode() -> None:
+    vae, x, noise = mlp_vae((4,), (6,), 2), torch.rand(3, 4), torch.randn(3, 2)
+    attack = {"steps": 3}
+    expected = certify(vae, x, LinfBall(0.1), noise, attack=attack, method="crown")
+    with torch.inference_mode():
+        rows = certify(copy.deepcopy(vae), x.clone(), LinfBall(0.1), noise.clone(), attack=attack, method="crown")
+    pd.testing.assert_frame_equal(rows, expected)

@@ -414,3 +414,14 @@ def test_a_decoder_layer_whose_growth_has_no_bound_is_refused_with_its_place(lay
     vae.decoder[1] = layer
     with pytest.raises(UnsupportedLayerError, match=rf"{type(layer).__name__} at 'decoder\.1'"):
         decoder_gain(vae)
+
+
+def test_expectations_are_the_same_in_inference_mode() -> None:
+    vae, x = mlp_vae((4,), (6,), 2), torch.rand(2, 4)
+
+    def rows() -> pd.DataFrame:
+        return certify_expected(vae, x, LinfBall(0.1), samples=20, generator=torch.Generator().manual_seed(0))
+
+    expected = rows()
+    with torch.inference_mode():
+        pd.testing.assert_frame_equal(rows(), expected)

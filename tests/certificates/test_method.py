@@ -240,8 +240,8 @@ def test_only_the_methods_with_a_whole_gradient_say_that_they_are_differentiable
 @pytest.mark.parametrize(
     ("method", "name"),
     [
-        ("exact", r"BranchAndBound\(tol=0\.001\)"),
-        (BranchAndBound(0.5), r"BranchAndBound\(tol=0\.5\)"),
+        ("exact", r"BranchAndBound\(tol=0\.001, time_limit=None\)"),
+        (BranchAndBound(0.5), r"BranchAndBound\(tol=0\.5, time_limit=None\)"),
         ("best", r"Auto\(budget=100\)"),
         ("crown", r"Crown\(alpha_steps=0\)"),
         (CrownIBP(3), r"CrownIBP\(alpha_steps=3\)"),

@@ -67,12 +67,15 @@ def test_looseness_rows_have_boxes_no_narrower_than_what_is_reached(models: dict
 
 def test_rounding_rows_find_plain_bounds_broken_and_sound_ones_never(models: dict[str, VAE], test: Dataset) -> None:
     rows = certification.rounding_rows(models, test)
-    assert rows["place"].tolist() == PLACES * 3 and rows["model"].tolist() == [n for n in NAMES for _ in PLACES]
-    assert rows["eps"].tolist() == [EPS, EPS, EPS, EPS, *certification.TINY_RADII] * 3
+    places, tiny = [*PLACES[:4], *PLACES], certification.TINY_RADII
+    assert rows["place"].tolist() == places * 3 and rows["model"].tolist() == [n for n in NAMES for _ in places]
+    assert rows["eps"].tolist() == [*[EPS] * 4, *[tiny[0]] * 4, *tiny] * 3
     units = {"encoder 1": 8, "encoder 2": 40, "decoder 1": 8, "decoder 2": 784, "ELBO": 1 + certification.CORNERS}
-    assert rows["checked"].tolist() == [5 * units[place] for place in PLACES] * 3
+    assert rows["checked"].tolist() == [5 * units[place] for place in places] * 3
     assert (rows[["sound_broken", "sound_excess"]] == 0).all(axis=None)
-    assert (rows.loc[rows["place"] != "ELBO", "plain_broken"] > 0.05).all()
+    of_layers = rows[rows["place"] != "ELBO"].set_index("eps")["plain_broken"]
+    assert (of_layers[EPS] == 0).all(), "a box is enlarged by what its own width rounds"
+    assert (of_layers[tiny[0]] > 0.05).all(), "but not by what the layer rounds anywhere"
     assert ((rows["plain_excess"] > 0) == (rows["plain_broken"] > 0)).all()
     assert (rows["plain_excess"] < 1e-3).all()
 

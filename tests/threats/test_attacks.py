@@ -1,5 +1,6 @@
 """Attacks stay inside the ball, are never beaten by simpler ones, and reach the minima that formulas and grids give."""
 
+import copy
 from typing import Any
 
 import pytest
@@ -249,3 +250,13 @@ def test_an_attack_refuses_a_ball_with_targets_that_the_likelihood_does_not_expl
     with pytest.raises(ValueError, match=r"Bernoulli explains targets in \[0, 1\], but these are in \[-0\.1, 1\.1\]"):
         attack(curved(), digits(4), ball, draw(4))
     assert attack(curved(), digits(4), ball, draw(4), target="clean").shape == digits(4).shape
+
+
+@pytest.mark.parametrize("attack", [fgsm, pgd])
+def test_attacks_run_in_inference_mode_and_on_what_was_made_there(attack: Any) -> None:
+    vae, x, noise = curved(), digits(), draw()
+    expected = attack(vae, x, BALL, noise)
+    with torch.inference_mode():
+        made = [copy.deepcopy(vae), x.clone(), noise.clone()]
+        assert torch.equal(attack(made[0], made[1], BALL, made[2]), expected)
+    assert torch.equal(attack(made[0], made[1], BALL, made[2]), expected)
