@@ -93,11 +93,13 @@ def at_most(lower: pd.Series, upper: pd.Series) -> bool:
     return bool((lower <= upper + ALLOWED * (1 + upper.abs())).all())
 
 
+# One run of each model, with about a nat of room for what seeds and the roundings of other machines move: between seeds
+# the certificates of notebook 6's models that were trained on intervals differ by 0.1 to 0.5, their clean ELBO by 1.
 @pytest.mark.parametrize(
     ("model", "column", "floor"),
     [
         ("VAE", "clean", -104),
-        ("proVAE kappa=0", "certified", -354),
+        ("proVAE kappa=0", "certified", -355),
         ("proVAE kappa=0.5", "clean", -166),
         ("proVAE kappa=0.5", "certified", -374),
     ],
