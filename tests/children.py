@@ -73,3 +73,13 @@ def _call(pipe: Connection, environment: dict[str, str], function: Callable[...,
     except BaseException as error:
         pipe.send((type(error).__name__, str(error)))
         sys.exit(1)
+
+
+def alive(process: int) -> bool:
+    """Whether it is at work, and not one that has ended and that nobody has asked for."""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    status = Path(f"/proc/{process}/stat")
+    return not (status.exists() and status.read_text().rpartition(")")[2].split()[0] == "Z")

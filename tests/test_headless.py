@@ -20,6 +20,7 @@ from typing import Any
 import nbformat
 import pandas as pd
 import pytest
+from children import alive
 
 from paperlib.runtime.rows import read_rows, write_rows
 from scripts import figures as command
@@ -483,16 +484,6 @@ site = Site(root, "paper", "mnist", root)
 with alone(site):
     figures(site, FigureOptions())
 """
-
-
-def alive(process: int) -> bool:
-    """Whether it is at work, and not one that has ended and that nobody has asked for."""
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    status = Path(f"/proc/{process}/stat")
-    return not (status.exists() and status.read_text().rpartition(")")[2].split()[0] == "Z")
 
 
 def refused(site: Site) -> bool:

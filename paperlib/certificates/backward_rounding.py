@@ -19,7 +19,7 @@ from paperlib.bounds.rounding import gamma, magnitude, unit_roundoff
 from paperlib.certificates import posterior_bounds
 from paperlib.certificates.intervals import IntervalBounds
 
-MOST_SUMMANDS = 2**20
+MOST_SUMMANDS = 2**20  # of a sum that the error below covers
 ACCUMULATION_ERROR = gamma(MOST_SUMMANDS, unit_roundoff(torch.float64))  # 1e-10
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from children import alive
 
 from paperlib.runtime.parallel import (
     Outcome,
@@ -171,16 +172,6 @@ def wait_until(happened: Callable[[], bool], seconds: float) -> None:
     while not happened():
         assert time.monotonic() < end, f"not within {seconds} seconds"
         time.sleep(0.05)
-
-
-def alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    # a process that has ended, and whose end nobody has asked for, is none
-    status = Path(f"/proc/{process}/stat")
-    return not (status.exists() and status.read_text().rpartition(")")[2].split()[0] == "Z")
 
 
 def first_or_stay(item: str) -> None:
