@@ -12,6 +12,7 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
 
 from paperlib.bounds.box import Interval
 
@@ -195,3 +196,17 @@ def parallel(relaxation: LinearRelaxation, box: Interval) -> ParallelRelaxation:
     bottom = lower.offset + torch.minimum(*(tilt * relaxation.select(end) for end in box))
     middle, radius = (upper.offset + bottom) / 2, (upper.offset - bottom) / 2
     return ParallelRelaxation(upper.slope, middle, radius, relaxation.selection)
+
+
+def concretize(coefficients: Tensor, box: Interval) -> Tensor:
+    """The minimum of  coefficients . v  over the box: v is the lower end where a coefficient is positive.
+
+    Args:
+        coefficients: [*rows, batch, *shape].
+
+    Returns:
+        [*rows, batch].
+    """
+    # not through the difference of the ends, beside which the smaller one would be lost
+    terms = torch.addcmul(coefficients.clamp(max=0) * box.upper, F.relu(coefficients), box.lower)
+    return terms.flatten(1 - box.lower.ndim).sum(-1)

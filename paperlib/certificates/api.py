@@ -11,14 +11,14 @@ from paperlib.certificates.method import Method, find_method
 from paperlib.models.elbo import Target
 from paperlib.models.vae import VAE
 from paperlib.runtime.inference import outside_inference_mode
-from paperlib.threats.balls import LinfBall
+from paperlib.threats.perturbation import PerturbationSet
 
 
 @outside_inference_mode
 def elbo_bounds(
     vae: VAE,
     x: Tensor,
-    ball: LinfBall,
+    ball: PerturbationSet,
     noise: Tensor,
     method: str | Method = "ibp",
     target: Target = "perturbed",
@@ -58,7 +58,7 @@ def elbo_bounds(
 def certificate(
     vae: VAE,
     x: Tensor,
-    ball: LinfBall,
+    ball: PerturbationSet,
     noise: Tensor,
     method: str | Method = "ibp",
     target: Target = "perturbed",

@@ -11,7 +11,7 @@ from paperlib.certificates.ibp import IBP
 from paperlib.certificates.method import METHODS, MemoryUse, Method
 from paperlib.models.elbo import Target
 from paperlib.models.vae import VAE
-from paperlib.threats.balls import LinfBall
+from paperlib.threats.perturbation import PerturbationSet
 
 
 @dataclass(frozen=True)
@@ -25,12 +25,24 @@ class Auto(Method):
     budget: int = 100
 
     def bounds(
-        self, vae: VAE, x: Tensor, ball: LinfBall, noise: Tensor, target: Target = "perturbed", sound: bool = False
+        self,
+        vae: VAE,
+        x: Tensor,
+        ball: PerturbationSet,
+        noise: Tensor,
+        target: Target = "perturbed",
+        sound: bool = False,
     ) -> Interval:
         return self.choose(vae).bounds(vae, x, ball, noise, target, sound)
 
     def lower(
-        self, vae: VAE, x: Tensor, ball: LinfBall, noise: Tensor, target: Target = "perturbed", sound: bool = False
+        self,
+        vae: VAE,
+        x: Tensor,
+        ball: PerturbationSet,
+        noise: Tensor,
+        target: Target = "perturbed",
+        sound: bool = False,
     ) -> Tensor:
         return self.choose(vae).lower(vae, x, ball, noise, target, sound)
 

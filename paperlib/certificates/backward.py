@@ -16,7 +16,6 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from paperlib.bounds.box import Interval
 from paperlib.bounds.linear import (
@@ -26,6 +25,7 @@ from paperlib.bounds.linear import (
     LinearFunction,
     LinearRelaxation,
     backward_substitute,
+    concretize,
     initial_alpha,
 )
 from paperlib.bounds.relaxation import Affine, Relaxation, relaxation_rule
@@ -220,7 +220,7 @@ def backward_elbo_bound(
         x_coefficients = x_coefficients + target_coefficients
     else:
         constant = constant + concretize(target_coefficients, bounds.target)
-    return constant + concretize(x_coefficients, bounds.input)
+    return constant + bounds.region.concretize(x_coefficients)
 
 
 def backward_pass(
@@ -237,9 +237,3 @@ def backward_pass(
             coefficients, offset = backward_substitute(coefficients, relaxed.relaxation, select_alpha)
             constant = constant + sum_per_example(offset)
     return coefficients, constant
-
-
-def concretize(coefficients: Tensor, box: Interval) -> Tensor:
-    """The minimum of  coefficients . v  over the box, [batch]: v is the lower end where a coefficient is positive."""
-    # not through the difference of the ends, beside which the smaller one would be lost
-    return sum_per_example(torch.addcmul(coefficients.clamp(max=0) * box.upper, F.relu(coefficients), box.lower))

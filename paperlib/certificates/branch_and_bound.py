@@ -24,7 +24,7 @@ from paperlib.certificates.method import METHODS, MemoryUse, Method
 from paperlib.certificates.zonotope import ROWS, refine
 from paperlib.models.elbo import Target, check_inputs, check_target, check_targets, explain_misfit, unchecked_elbo
 from paperlib.models.vae import VAE
-from paperlib.threats.balls import LinfBall
+from paperlib.threats.perturbation import PerturbationSet
 
 DIMENSIONS = 3  # of an input, at most: the number of subproblems grows exponentially with them
 LIMIT = 100_000  # subproblems of one box in the search for one end
@@ -60,7 +60,13 @@ class BranchAndBound(Method):
             raise ValueError(f"time_limit must be positive, in seconds, got {self.time_limit}")
 
     def bounds(
-        self, vae: VAE, x: Tensor, ball: LinfBall, noise: Tensor, target: Target = "perturbed", sound: bool = False
+        self,
+        vae: VAE,
+        x: Tensor,
+        ball: PerturbationSet,
+        noise: Tensor,
+        target: Target = "perturbed",
+        sound: bool = False,
     ) -> Interval:
         if sound:
             raise ValueError("branch and bound holds in real arithmetic: with sound=True use another method")

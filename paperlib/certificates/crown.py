@@ -18,7 +18,7 @@ from paperlib.certificates.method import METHODS, MemoryUse, Problem, TrainableM
 from paperlib.certificates.zonotope import ROWS, refine
 from paperlib.models.elbo import Target
 from paperlib.models.vae import VAE
-from paperlib.threats.balls import LinfBall
+from paperlib.threats.perturbation import PerturbationSet
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,13 @@ class CrownIBP(TrainableMethod):
         return self.alpha_steps == 0
 
     def bounds(
-        self, vae: VAE, x: Tensor, ball: LinfBall, noise: Tensor, target: Target = "perturbed", sound: bool = False
+        self,
+        vae: VAE,
+        x: Tensor,
+        ball: PerturbationSet,
+        noise: Tensor,
+        target: Target = "perturbed",
+        sound: bool = False,
     ) -> Interval:
         problem = Problem.checked(vae, x, ball, noise, target, sound)
         relaxed = self.relax(problem)

@@ -17,7 +17,7 @@ from paperlib.runtime.inference import outside_inference_mode
 from paperlib.runtime.numbers import rounded_down, with_error
 from paperlib.runtime.progress import Progress
 from paperlib.threats.attacks import pgd
-from paperlib.threats.balls import LinfBall
+from paperlib.threats.perturbation import PerturbationSet
 
 NOISE_SEED = 1  # of the noise in all experiments
 ALLOWANCE = 1e-10  # of a value's size, for float64 rounding over a few thousand additions
@@ -31,7 +31,7 @@ class SandwichViolationError(AssertionError):
 def certify(
     vae: VAE,
     x: Tensor,
-    ball: LinfBall,
+    ball: PerturbationSet,
     noise: Tensor,
     *,
     attack: dict[str, Any] | None = None,
@@ -82,7 +82,7 @@ class Evaluation:
 def evaluate(
     vae: VAE,
     x: Tensor,
-    ball: LinfBall,
+    ball: PerturbationSet,
     noise: Tensor,
     *,
     attack: dict[str, Any] | None,
@@ -117,7 +117,7 @@ def evaluate(
         return frame, x_adv.cpu() if keep and x_adv is not None else None
 
     frames, attacked = [], []
-    name = f"{'certify' if attack is None else 'attack and certify'} eps={ball.eps:g}"
+    name = f"{'certify' if attack is None else 'attack and certify'} {ball.label}"
     with Progress(name, len(draws) * len(x)) as progress:
         for frame, x_adv in distributed_map(rows_of, chunks):
             frames.append(frame)
@@ -178,11 +178,11 @@ def _attacks(attack: dict[str, Any] | None, count: int, device: torch.device) ->
 
 
 def _rows(
-    vae: VAE, x: Tensor, ball: LinfBall, noise: Tensor, attack: dict[str, Any] | None, target: Target
+    vae: VAE, x: Tensor, ball: PerturbationSet, noise: Tensor, attack: dict[str, Any] | None, target: Target
 ) -> tuple[pd.DataFrame, Tensor | None]:
     x_adv = None
     log_likelihood, kl = elbo_terms(vae, x, noise, x)
-    columns = {"eps": ball.eps, "clean": log_likelihood - kl, "log_likelihood": log_likelihood, "kl": kl}
+    columns = {"eps": ball.size, "clean": log_likelihood - kl, "log_likelihood": log_likelihood, "kl": kl}
     if attack is None:
         columns |= dict.fromkeys(("attacked", "attacked_log_likelihood", "attacked_kl"), float("nan"))
     else:

@@ -37,7 +37,7 @@ from paperlib.models.elbo import Target
 from paperlib.models.vae import VAE
 from paperlib.runtime.inference import outside_inference_mode
 from paperlib.runtime.progress import Progress
-from paperlib.threats.balls import LinfBall
+from paperlib.threats.perturbation import PerturbationSet
 
 NOISE_BOXES = [2.5 + step / 4 for step in range(19)]  # candidates for c, up to 7
 
@@ -46,7 +46,7 @@ NOISE_BOXES = [2.5 + step / 4 for step in range(19)]  # candidates for c, up to 
 def certify_expected(
     vae: VAE,
     x: Tensor,
-    ball: LinfBall,
+    ball: PerturbationSet,
     *,
     confidence: float = 0.999,
     samples: int = 4000,
@@ -82,7 +82,7 @@ def certify_expected(
     if samples < 2 or batch_size < 1:
         raise ValueError(f"needs samples >= 2 and batch_size >= 1, got samples={samples}, batch_size={batch_size}")
     run = _Run(vae.in_float64(), ball, confidence, samples, find_method(method), target, batch_size, generator)
-    with Progress(f"certify the expectation eps={ball.eps:g}", samples * len(x)) as progress, torch.no_grad():
+    with Progress(f"certify the expectation {ball.label}", samples * len(x)) as progress, torch.no_grad():
         frames = [run.rows(part.double(), progress) for part in x.split(batch_size)]
     rows = pd.concat(frames, ignore_index=True)
     rows.insert(0, "index", range(len(rows)))
@@ -92,7 +92,7 @@ def certify_expected(
 @dataclass(frozen=True)
 class _Run:
     vae: VAE
-    ball: LinfBall
+    ball: PerturbationSet
     confidence: float
     samples: int
     method: Method
@@ -107,15 +107,15 @@ class _Run:
         mean = draws.mean(0)
         columns = {"bound": bound, "mean": mean, "width": mean - bound, "tail": split.tail, "noise_box": split.box}
         numbers = {name: column.cpu().numpy() for name, column in columns.items()}
-        settings = {"eps": self.ball.eps, "samples": self.samples, "confidence": self.confidence}
+        settings = {"eps": self.ball.size, "samples": self.samples, "confidence": self.confidence}
         return pd.DataFrame(settings | numbers, index=range(len(x)))
 
     def split(self, x: Tensor) -> "NoiseSplit":
         """For each example the box of noise with the least predicted cost. The choice never sees a draw."""
         none = x.new_zeros(len(x), self.vae.latent_dim)
         anchor = self.method.lower(self.vae, x, self.ball, none, self.target)
-        box = self.ball.box(x)
-        bounds = IntervalBounds.of(self.vae, box, none, target_box(self.target, box, x))
+        region = self.ball.region(x)
+        bounds = IntervalBounds.of(self.vae, region, none, target_box(self.target, region.box, x))
         decrease = expected_decrease(self.vae, bounds)
         price = -math.log1p(-self.confidence) / self.samples  # of each nat between the draws and the floor
         candidates, costs = [], []

@@ -13,15 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from paperlib.bounds.box import Interval
-from paperlib.bounds.interval import interval_rule
-from paperlib.bounds.rounding import Rounding, check_deployed, gamma, magnitude, rounding_rule, unit_roundoff
+from paperlib.bounds.rounding import Rounding, check_deployed, magnitude, rounding_rule
 from paperlib.bounds.rules import apply_rule, named_layers
 from paperlib.certificates import posterior_bounds
-from paperlib.certificates.intervals import IntervalBounds, posterior_boxes, target_box
+from paperlib.certificates.intervals import AffinePrefix, IntervalBounds, posterior_boxes, target_box
 from paperlib.certificates.likelihood_bounds import bounds_of
 from paperlib.models.elbo import Target, check_shape
 from paperlib.models.vae import VAE
-from paperlib.threats.balls import LinfBall
+from paperlib.threats.perturbation import BoxRegion, PerturbationSet, Region
 
 
 @dataclass(frozen=True)
@@ -43,11 +42,11 @@ class SoundBounds:
 
     @classmethod
     @torch.no_grad()
-    def of(cls, vae: VAE, x: Tensor, ball: LinfBall, noise: Tensor, target: Target) -> "SoundBounds":
+    def of(cls, vae: VAE, x: Tensor, ball: PerturbationSet, noise: Tensor, target: Target) -> "SoundBounds":
         """Interval bounds, sound for the network as it is evaluated in the precision of its weights.
 
-        They cover any order of summation, with or without fused multiply-add, and every point that `LinfBall.project`
-        returns in that precision. They are computed in float64, whose own rounding is included.
+        They cover any order of summation, with or without fused multiply-add, and every point that the set's
+        `project` returns in that precision. They are computed in float64, whose own rounding is included.
 
         Raises:
             ValueError: arithmetic whose rounding has no bound, see `check_deployed`; x out of range, shapes that do not
@@ -62,41 +61,29 @@ class SoundBounds:
         network = copy.deepcopy(vae).double()  # modes stay as they are: the rules refuse what is random
         noise = noise.double()
 
-        box = input_box(x, ball)
-        encoder, encoder_rounding = _propagate_all(network.encoder, box, "encoder", deployed)
+        region = ball.sound_region(x)
+        encoder, encoder_rounding = _propagate_all(network.encoder, region, "encoder", deployed)
         mean, log_var = posterior_boxes(vae, encoder[-1], noise, x)
         latent_rounding = posterior_bounds.reparametrize_rounding(mean, log_var, noise).bound(deployed)
         latent = posterior_bounds.reparametrize_bounds(mean, log_var, noise).widen(latent_rounding)
-        decoder, decoder_rounding = _propagate_all(network.decoder, latent, "decoder", deployed)
+        decoder, decoder_rounding = _propagate_all(network.decoder, BoxRegion(latent), "decoder", deployed)
         check_shape("the decoder's output", decoder[-1].lower, "target", x, x)
 
-        bounds = IntervalBounds(target_box(target, box, x.double()), encoder, mean, log_var, decoder)
+        bounds = IntervalBounds(region, target_box(target, region.box, x.double()), encoder, mean, log_var, decoder)
         value = value_rounding(network, bounds, deployed, [*encoder_rounding, latent_rounding, *decoder_rounding])
         return cls(network, deployed, bounds, encoder_rounding, latent_rounding, decoder_rounding, value)
 
 
-def input_box(x: Tensor, ball: LinfBall) -> Interval:
-    """All numbers of x's precision that x - eps, x + eps and the range mean there, rounded, in float64: [batch, *]."""
-    ball.check(x)
-    deployed, center = x.dtype, x.double()
-    # eps is rounded, to nothing if it is small enough, and then the difference
-    smallest = torch.finfo(deployed).smallest_normal * torch.finfo(deployed).eps
-    radius = gamma(4, unit_roundoff(deployed)) * (center.abs() + ball.eps) + smallest
-    low, high = (torch.tensor(end, dtype=deployed).item() for end in (ball.low, ball.high))
-    return Interval(
-        (center - ball.eps - radius).clamp(min=min(ball.low, low)),
-        (center + ball.eps + radius).clamp(max=max(ball.high, high)),
-    )
-
-
 def _propagate_all(
-    module: nn.Module, box: Interval, name: str, deployed: torch.dtype
+    module: nn.Module, inputs: Region, name: str, deployed: torch.dtype
 ) -> tuple[list[Interval], list[Tensor]]:
-    boxes, roundings = [box], []
+    boxes, roundings, prefix = [inputs.box], [], AffinePrefix(inputs)
     for place, layer in named_layers(module, name):
-        image = apply_rule(interval_rule, place, layer, boxes[-1])
-        roundings.append(apply_rule(rounding_rule, place, layer, boxes[-1]).bound(deployed))
-        boxes.append(image.widen(roundings[-1]))
+        image = prefix.image(place, layer, boxes[-1])
+        rounding = apply_rule(rounding_rule, place, layer, boxes[-1]).bound(deployed)
+        prefix.goes_on = prefix.goes_on and not rounding.any()  # a next layer gets rounded values, not the region's
+        roundings.append(rounding)
+        boxes.append(image.widen(rounding))
     return boxes, roundings
 
 

@@ -9,7 +9,7 @@ from paperlib.bounds.box import Interval
 from paperlib.certificates.method import METHODS, MemoryUse, Problem, TrainableMethod
 from paperlib.models.elbo import Target
 from paperlib.models.vae import VAE
-from paperlib.threats.balls import LinfBall
+from paperlib.threats.perturbation import PerturbationSet
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,13 @@ class IBP(TrainableMethod):
         return True
 
     def bounds(
-        self, vae: VAE, x: Tensor, ball: LinfBall, noise: Tensor, target: Target = "perturbed", sound: bool = False
+        self,
+        vae: VAE,
+        x: Tensor,
+        ball: PerturbationSet,
+        noise: Tensor,
+        target: Target = "perturbed",
+        sound: bool = False,
     ) -> Interval:
         return Problem.checked(vae, x, ball, noise, target, sound).interval_elbo
 

@@ -15,7 +15,7 @@ from paperlib.certificates.float_sound import SoundBounds
 from paperlib.certificates.intervals import IntervalBounds, elbo_lower, elbo_upper, target_box
 from paperlib.models.elbo import Target, check_inputs, check_target, check_targets, explain_misfit
 from paperlib.models.vae import VAE
-from paperlib.threats.balls import LinfBall
+from paperlib.threats.perturbation import PerturbationSet
 
 
 @dataclass(frozen=True)
@@ -37,12 +37,24 @@ class Method(ABC):
 
     @abstractmethod
     def bounds(
-        self, vae: VAE, x: Tensor, ball: LinfBall, noise: Tensor, target: Target = "perturbed", sound: bool = False
+        self,
+        vae: VAE,
+        x: Tensor,
+        ball: PerturbationSet,
+        noise: Tensor,
+        target: Target = "perturbed",
+        sound: bool = False,
     ) -> Interval:
         """Certified: every x' in the ball has lower <= ELBO(x'; noise) <= upper, [batch]. See `elbo_bounds`."""
 
     def lower(
-        self, vae: VAE, x: Tensor, ball: LinfBall, noise: Tensor, target: Target = "perturbed", sound: bool = False
+        self,
+        vae: VAE,
+        x: Tensor,
+        ball: PerturbationSet,
+        noise: Tensor,
+        target: Target = "perturbed",
+        sound: bool = False,
     ) -> Tensor:
         """The lower end of `bounds`, [batch]; methods for which one end costs less than both override it."""
         return self.bounds(vae, x, ball, noise, target, sound).lower
@@ -59,7 +71,13 @@ class TrainableMethod(Method):
     """
 
     def lower(
-        self, vae: VAE, x: Tensor, ball: LinfBall, noise: Tensor, target: Target = "perturbed", sound: bool = False
+        self,
+        vae: VAE,
+        x: Tensor,
+        ball: PerturbationSet,
+        noise: Tensor,
+        target: Target = "perturbed",
+        sound: bool = False,
     ) -> Tensor:
         return self.lower_over(Problem.checked(vae, x, ball, noise, target, sound))
 
@@ -108,15 +126,17 @@ class Problem:
         return lower if self.sound is None else lower - self.sound.value_rounding
 
     @classmethod
-    def checked(cls, vae: VAE, x: Tensor, ball: LinfBall, noise: Tensor, target: Target, sound: bool) -> "Problem":
+    def checked(
+        cls, vae: VAE, x: Tensor, ball: PerturbationSet, noise: Tensor, target: Target, sound: bool
+    ) -> "Problem":
         """The problem of `elbo_bounds` with its arguments. Raises as documented there."""
         check_target(target)
         check_inputs(vae, x, noise)
-        box = ball.box(x)
-        targets = target_box(target, box, x)
+        region = ball.region(x)
+        targets = target_box(target, region.box, x)
         check_targets(vae, *targets)
         with explain_misfit(x):
             if sound:
                 deployed = SoundBounds.of(vae, x, ball, noise, target)
                 return cls(deployed.network, noise.double(), deployed.bounds, deployed)
-            return cls(vae, noise, IntervalBounds.of(vae, box, noise, targets))
+            return cls(vae, noise, IntervalBounds.of(vae, region, noise, targets))

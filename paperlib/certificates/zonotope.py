@@ -2,9 +2,10 @@
 al. 2018, arXiv 1811.00866) through the latent bottleneck.
 
 Over the box of inputs every quantity lies in a zonotope:  center + generators . eta  with eta in [-1, 1] shared by all
-quantities of an example, plus an independent error for each. The latents' zonotope takes one backward pass for each
-latent. The decoder's layers are then linear functions of the latents, plus a rest in a box: composed with the zonotope
-they bound a unit at a small part of the cost of a backward pass of its own.
+quantities of an example, plus an independent error for each. Over another region the inputs themselves are shared.
+The latents' zonotope takes one backward pass for each latent. The decoder's layers are then linear functions of the
+latents, plus a rest in a box: composed with the zonotope they bound a unit at a small part of the cost of a backward
+pass of its own.
 """
 
 import math
@@ -23,32 +24,51 @@ from paperlib.bounds.rules import apply_rule
 from paperlib.certificates import posterior_bounds
 from paperlib.certificates.backward import RelaxedLayer, RelaxedVAE
 from paperlib.certificates.backward_rounding import ACCUMULATION_ERROR, PosteriorRounding, layer_size
+from paperlib.threats.perturbation import BoxRegion, Region
 
 ROWS = 64  # units of the encoder that are bounded at a time
 
 
 @dataclass(frozen=True)
+class InputTerm:
+    """coefficients . x'  for the inputs x' of a region that is no box."""
+
+    coefficients: Tensor  # [rows, batch, *data_shape]
+    region: Region
+
+    @property
+    def box(self) -> Interval:
+        """[batch, rows]"""
+        lower, negated = (self.region.concretize(sign * self.coefficients) for sign in (1, -1))
+        return Interval(lower.T, -negated.T)
+
+
+@dataclass(frozen=True)
 class Zonotope:
     """All  center + generators . eta + independent_error * eta'  with eta [errors], which the rows share, and with
-    eta' [rows], both in [-1, 1].
+    eta' [rows], both in [-1, 1]; and with the term of inputs, where there is one, which the rows share as well.
     """
 
     center: Tensor  # [batch, rows]
     generators: Tensor  # [batch, rows, errors]
     independent_error: Tensor  # [batch, rows]
+    inputs: InputTerm | None = None  # None: the generators hold those of a box of inputs
 
     @property
     def box(self) -> Interval:
         radius = self.generators.abs().sum(2) + self.independent_error
         radius = radius * outward(self.generators.shape[2], radius.dtype)
-        return Interval(self.center - radius, self.center + radius)
+        if self.inputs is None:
+            return Interval(self.center - radius, self.center + radius)
+        lower, upper = self.inputs.box
+        return Interval(self.center + lower, self.center + upper).widen(radius)
 
 
 @torch.no_grad()
 def refine(relaxed: RelaxedVAE) -> RelaxedVAE:
     """The same VAE relaxed over tighter boxes of everything after the encoder's first activation (CROWN)."""
     encoder = _refine_encoder(relaxed)
-    posterior = _backward_zonotope(encoder, relaxed.bounds.input, _identity(relaxed.bounds.encoder[-1]))
+    posterior = _backward_zonotope(encoder, relaxed.bounds.region, _identity(relaxed.bounds.encoder[-1]))
     mean, log_var = posterior.box.intersect(relaxed.bounds.encoder[-1]).chunk(2, 1)
     latents, latent = _reparametrize(relaxed, posterior, mean, log_var)
     decoder, output = _refine_decoder(relaxed, latent, latents)
@@ -60,8 +80,8 @@ def refine(relaxed: RelaxedVAE) -> RelaxedVAE:
     return replace(relaxed, bounds=bounds, encoder=encoder, decoder=decoder, scale=scale, rounding=rounding)
 
 
-def _backward_zonotope(layers: Sequence[RelaxedLayer], box: Interval, coefficients: Tensor) -> Zonotope:
-    """The zonotope of linear functions of the last layer's output, over a box of the first layer's inputs.
+def _backward_zonotope(layers: Sequence[RelaxedLayer], region: Region, coefficients: Tensor) -> Zonotope:
+    """The zonotope of linear functions of the last layer's output, over a region of the first layer's inputs.
 
     Args:
         coefficients: [rows, batch, *shape] on the last layer's output.
@@ -80,24 +100,29 @@ def _backward_zonotope(layers: Sequence[RelaxedLayer], box: Interval, coefficien
             center = center + (coefficients * relaxation.middle).flatten(2).sum(2)
             generators.append((coefficients * relaxation.radius).flatten(2))
             coefficients = relaxation.transpose(coefficients)
-    center = center + (coefficients * box.center).flatten(2).sum(2)
-    generators.append((coefficients * box.radius).flatten(2))
+    box, inputs = region.box, None
+    if isinstance(region, BoxRegion):
+        center = center + (coefficients * box.center).flatten(2).sum(2)
+        generators.append((coefficients * box.radius).flatten(2))
+    else:
+        inputs = InputTerm(coefficients, region)
     if any(layer.error is not None for layer in layers):
         size = (coefficients.abs() * magnitude(box)).flatten(2).sum(2)
         independent_error = independent_error + ACCUMULATION_ERROR * size
-    return Zonotope(center.T, torch.cat(generators, 2).transpose(0, 1), independent_error.T)
+    errors = torch.cat([*generators, center.new_zeros(*center.shape, 0)], 2)
+    return Zonotope(center.T, errors.transpose(0, 1), independent_error.T, inputs)
 
 
 def _refine_encoder(relaxed: RelaxedVAE) -> tuple[RelaxedLayer, ...]:
     layers: list[RelaxedLayer] = []
     after_nonlinearity = False  # only then is the interval box not tight
-    input_box = box = relaxed.bounds.input
+    box = relaxed.bounds.input
     for old in relaxed.encoder:
         layer = RelaxedLayer.of(old.place, old.layer, box.intersect(old.box), relaxed.deployed)
         if isinstance(layer.relaxation, LinearRelaxation):
             if after_nonlinearity:
                 units = _identity(layer.box).split(ROWS)
-                boxes = [_backward_zonotope(layers, input_box, rows).box for rows in units]
+                boxes = [_backward_zonotope(layers, relaxed.bounds.region, rows).box for rows in units]
                 lower, upper = (torch.cat(ends, 1).view_as(old.box.lower) for ends in zip(*boxes, strict=True))
                 tighter = layer.box.intersect(Interval(lower, upper))
                 layer = RelaxedLayer.of(old.place, old.layer, tighter, relaxed.deployed)
@@ -136,7 +161,12 @@ def _reparametrize(
         independent_error = independent_error + ACCUMULATION_ERROR * size
         interval = interval.widen(rounding.latent)
     generators = mean_generators + slope.unsqueeze(2) * log_var_generators
-    latents = Zonotope(center, generators, independent_error)
+    inputs = posterior.inputs
+    if inputs is not None:
+        mean_coefficients, log_var_coefficients = inputs.coefficients.chunk(2, 0)
+        rows = slope.T.view(*log_var_coefficients.shape[:2], *[1] * (log_var_coefficients.ndim - 2))
+        inputs = InputTerm(mean_coefficients + rows * log_var_coefficients, inputs.region)
+    latents = Zonotope(center, generators, independent_error, inputs)
     return latents, latents.box.intersect(interval)
 
 
@@ -148,17 +178,18 @@ def _refine_decoder(
     box = latent
     # each layer's output is  coefficients . (latent - center)  plus a rest in its box
     coefficients, rest = _identity(latent), Interval(latents.center, latents.center)
+    reach = torch.maximum(latents.box.upper - latents.center, latents.center - latents.box.lower)
     generators = torch.cat([latents.generators, torch.diag_embed(latents.independent_error)], 2)
     for old in relaxed.decoder:
         layer = RelaxedLayer.of(old.place, old.layer, box.intersect(old.box), relaxed.deployed)
         layers.append(layer)
         box = _image(layer)
-        rounding = _forward_rounding(layer, coefficients, rest, latents)
+        rounding = _forward_rounding(layer, coefficients, rest, reach)
         if isinstance(layer.relaxation, Affine):
             image = layer.layer(coefficients.flatten(0, 1)) - layer.relaxation.offset
             coefficients = image.unflatten(0, coefficients.shape[:2])
             rest = apply_rule(interval_rule, layer.place, layer.layer, rest).widen(rounding)
-            box = box.intersect(rest.widen(_radius(coefficients, generators).view_as(rest.lower)))
+            box = box.intersect(_spread(rest, coefficients, generators, latents.inputs))
         else:
             relaxation = parallel(layer.relaxation, layer.box)
             coefficients = relaxation.slope_times(coefficients)
@@ -168,16 +199,19 @@ def _refine_decoder(
     return tuple(layers), box
 
 
-def _forward_rounding(layer: RelaxedLayer, coefficients: Tensor, rest: Interval, latents: Zonotope) -> Tensor:
-    """How far rounding moves a layer's output from  coefficients . (latent - center) + rest,  [batch, *out_shape]."""
+def _forward_rounding(layer: RelaxedLayer, coefficients: Tensor, rest: Interval, reach: Tensor) -> Tensor:
+    """How far rounding moves a layer's output from  coefficients . (latent - center) + rest,  [batch, *out_shape].
+
+    Args:
+        reach: of latents from their center, [batch, latent].
+    """
     if layer.rounding is None:
         return torch.zeros(())
-    radius = latents.box.radius
-    latent_radius = radius.T.reshape(*coefficients.shape[:2], *[1] * (coefficients.ndim - 2))  # [latent, batch, 1, ...]
+    latent_radius = reach.T.reshape(*coefficients.shape[:2], *[1] * (coefficients.ndim - 2))  # [latent, batch, 1, ...]
     largest = magnitude(rest) + (coefficients.abs() * latent_radius).sum(0)
     size = layer_size(layer.layer, Interval(-largest, largest), layer.relaxation)
     # the offset of an affine layer is added to the coefficients of each latent and taken from them again
-    times = 2 * (1 + radius.sum(1)).view(-1, *[1] * (size.ndim - 1))
+    times = 2 * (1 + reach.sum(1)).view(-1, *[1] * (size.ndim - 1))
     return layer.rounding + ACCUMULATION_ERROR * times * size
 
 
@@ -187,6 +221,23 @@ def _identity(box: Interval) -> Tensor:
     units = math.prod(shape)
     eye = torch.eye(units, dtype=box.lower.dtype, device=box.lower.device)
     return eye.view(units, 1, *shape).expand(-1, batch, *shape)
+
+
+def _spread(rest: Interval, coefficients: Tensor, generators: Tensor, inputs: InputTerm | None) -> Interval:
+    """The box of  coefficients . (latent - center) + rest,  [batch, *shape]."""
+    box = rest.widen(_radius(coefficients, generators).view_as(rest.lower))
+    if inputs is None:
+        return box
+    units = coefficients.flatten(2).permute(1, 2, 0)
+    rows = inputs.coefficients.flatten(2).transpose(0, 1)  # [batch, latent, inputs]
+    data_shape = inputs.coefficients.shape[2:]
+    lowers, uppers = [], []
+    for example, (unit, row) in enumerate(zip(units, rows, strict=True)):  # one by one, as below
+        term = InputTerm((unit @ row).view(-1, 1, *data_shape), inputs.region[example : example + 1]).box
+        lowers.append(term.lower)
+        uppers.append(term.upper)
+    lower, upper = (torch.cat(ends).view_as(rest.lower) for ends in (lowers, uppers))
+    return Interval(box.lower + lower, box.upper + upper)
 
 
 def _radius(coefficients: Tensor, generators: Tensor) -> Tensor:

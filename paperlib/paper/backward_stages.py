@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from paperlib.bounds.box import Interval
-from paperlib.bounds.linear import backward_substitute, initial_alpha
+from paperlib.bounds.linear import backward_substitute, concretize, initial_alpha
 from paperlib.certificates import posterior_bounds
-from paperlib.certificates.backward import RelaxedLayer, RelaxedVAE, backward_pass, concretize
+from paperlib.certificates.backward import RelaxedLayer, RelaxedVAE, backward_pass
 from paperlib.certificates.crown import Crown, CrownIBP
 from paperlib.certificates.likelihood_bounds import bounds_of
 from paperlib.certificates.method import Problem

@@ -53,18 +53,18 @@ def certified_rows(models: Mapping[str, VAE], test: Dataset, profile: str) -> tu
     summary, images = [], []
     for one, rows in zip(every, in_parallel(partial(_certified, draws=size.draws), every, name="radii"), strict=True):
         by_image = rows.groupby("index")[["clean", "log_likelihood", "kl", "certified"]].mean()
-        row = {"model": one.name, "eps": one.ball.eps, "images": len(by_image), "draws": rows["draw"].nunique()}
+        row = {"model": one.name, "eps": one.ball.size, "images": len(by_image), "draws": rows["draw"].nunique()}
         row |= dict(by_image.mean())
         row |= {f"{column}_se": by_image[column].sem() for column in ("clean", "certified")}
         row["draw_sd"] = rows.groupby("draw")["certified"].mean().std()
         summary.append(row)
-        if one.ball.eps == EPS:
+        if one.ball.size == EPS:
             images.append(by_image.reset_index().assign(model=one.name))
     return pd.DataFrame(summary), pd.concat(images, ignore_index=True)
 
 
 def _certified(one: ModelAtRadius, draws: int) -> pd.DataFrame:
-    return certify(one.vae, one.x, one.ball, one.noise(draws if one.ball.eps == EPS else 1))
+    return certify(one.vae, one.x, one.ball, one.noise(draws if one.ball.size == EPS else 1))
 
 
 def looseness_config(dataset: str, profile: str) -> dict[str, Any]:
@@ -119,7 +119,7 @@ def _layer_excess(vae: VAE, x: Tensor, ball: LinfBall, noise: Tensor) -> Iterato
                 value = torch.stack([layer(corner).diagonal() for corner in corners])
                 yield {
                     "place": f"{half} {number // 2 + 1}",
-                    "eps": ball.eps,
+                    "eps": ball.size,
                     **_excess(value, plain_boxes[number + 1], sound_boxes[number + 1]),
                 }
 

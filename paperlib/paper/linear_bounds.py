@@ -34,7 +34,7 @@ def method_rows(models: Mapping[str, VAE], test: Dataset, profile: str) -> pd.Da
     """One row for each model, radius and image of the attack's rows, at their noise draw; a column for each method."""
     every = models_at_radii(models, test, SIZES[profile].attacked, RADII)
     frames = zip(every, in_parallel(_by_method, every, name="radii"), strict=True)
-    return pd.concat([rows.assign(model=one.name, eps=one.ball.eps) for one, rows in frames], ignore_index=True)
+    return pd.concat([rows.assign(model=one.name, eps=one.ball.size) for one, rows in frames], ignore_index=True)
 
 
 def linear_config(dataset: str, profile: str) -> dict[str, Any]:
@@ -52,13 +52,13 @@ def linear_rows(models: Mapping[str, VAE], test: Dataset, profile: str) -> pd.Da
     every = [
         one
         for one in models_at_radii(models, test, SIZES[profile].certified, [EPS, VACUOUS])
-        if one.ball.eps == EPS or one.name == "VAE"
+        if one.ball.size == EPS or one.name == "VAE"
     ]
     rows = []
     for one, frame in zip(every, in_parallel(_by_method, every, name="models"), strict=True):
         values = frame.drop(columns="index")
         errors = values.sem().add_suffix("_se")
-        rows.append({"model": one.name, "eps": one.ball.eps, "images": len(values), **values.mean(), **errors})
+        rows.append({"model": one.name, "eps": one.ball.size, "images": len(values), **values.mean(), **errors})
     return pd.DataFrame(rows)
 
 

@@ -11,27 +11,28 @@ from torch import Tensor
 from paperlib.models.elbo import Target, check_inputs, check_target, check_targets, unchecked_elbo
 from paperlib.models.vae import VAE
 from paperlib.runtime.inference import outside_inference_mode
-from paperlib.threats.balls import LinfBall
+from paperlib.threats.perturbation import PerturbationSet
 
 Objective = Callable[[Tensor], Tensor]  # [batch, *data_shape] -> [batch]; examples do not mix
 
 
 @outside_inference_mode
-def fgsm(vae: VAE, x: Tensor, ball: LinfBall, noise: Tensor, target: Target = "perturbed") -> Tensor:
-    """One step of size eps against the sign of the ELBO's gradient at x (Goodfellow et al. 2015): a point of the ball.
+def fgsm(vae: VAE, x: Tensor, ball: PerturbationSet, noise: Tensor, target: Target = "perturbed") -> Tensor:
+    """One step of the set's size against the ELBO's gradient at x (Goodfellow et al. 2015: x - eps * sign of it in an
+    l-infinity ball): a point of the set.
 
     Shapes and errors as for `pgd`.
     """
     check_inputs(vae, x, noise)
     _, gradient = _value_and_gradient(_elbo_objective(vae, x, ball, noise, target), x)
-    return ball.project(x - ball.eps * gradient.sign(), x)
+    return ball.project(x - ball.steepest(gradient, x), x)
 
 
 @outside_inference_mode
 def pgd(
     vae: VAE,
     x: Tensor,
-    ball: LinfBall,
+    ball: PerturbationSet,
     noise: Tensor,
     steps: int = 40,
     restarts: int = 1,
@@ -60,29 +61,29 @@ def pgd(
         raise ValueError(f"an attack needs at least one step and one restart, got steps={steps}, restarts={restarts}")
     check_inputs(vae, x, noise)
     objective = _elbo_objective(vae, x, ball, noise, target)
-    if ball.eps == 0:
+    if ball.size == 0:
         return ball.project(x, x)
     best, least = descend(objective, x, ball, x, steps)
-    shifted = ball.project(x + ball.eps, x)
+    shifted = ball.project(x + ball.steepest(torch.ones_like(x), x), x)
     best, least = _keep_lower(best, least, shifted, objective(shifted))
     for _ in range(restarts - 1):
         best, least = _keep_lower(best, least, *descend(objective, x, ball, ball.sample(x, generator), steps))
     return best
 
 
-def descend(objective: Objective, x: Tensor, ball: LinfBall, start: Tensor, steps: int) -> tuple[Tensor, Tensor]:
+def descend(objective: Objective, x: Tensor, ball: PerturbationSet, start: Tensor, steps: int) -> tuple[Tensor, Tensor]:
     """Sign-gradient descent of any per-example objective inside the ball around x: the best point met and its value.
 
     The start and the point after one step of size eps are among those met. No gradient remains in the result.
     """
-    lower, upper = ball.box(x)
+    region = ball.region(x)
     point, best, least = start, start, torch.full_like(start.flatten(1)[:, 0], torch.inf)
     for step in range(steps):
         # The point is already projected: a clamp inside the graph would have no gradient at the pixel boundary.
         value, gradient = _value_and_gradient(objective, point)
         best, least = _keep_lower(best, least, point, value)
-        size = ball.eps if step == 0 else ball.eps * (0.5 - 0.475 * step / steps)
-        point = (point - size * gradient.sign()).clamp(lower, upper)
+        scale = 1.0 if step == 0 else 0.5 - 0.475 * step / steps
+        point = region.project(point - ball.steepest(gradient, x, scale))
     return _keep_lower(best, least, point, objective(point))
 
 
@@ -100,7 +101,7 @@ def _value_and_gradient(objective: Objective, x: Tensor) -> tuple[Tensor, Tensor
     return value.detach(), gradient
 
 
-def _elbo_objective(vae: VAE, x: Tensor, ball: LinfBall, noise: Tensor, target: Target) -> Objective:
+def _elbo_objective(vae: VAE, x: Tensor, ball: PerturbationSet, noise: Tensor, target: Target) -> Objective:
     check_target(target)
     check_targets(vae, *(ball.box(x) if target == "perturbed" else (x,)))
 

@@ -27,7 +27,7 @@ def check_trainable(vae: VAE, x: Tensor, data: Dataset, config: TrainConfig) -> 
         UnsupportedLayerError: a layer without the rules that the certificate needs.
     """
     ball, ends = data.ball(config.eps), torch.stack(data.x.aminmax())
-    check_targets(vae, *target_box(config.target, ball.unchecked_box(ends), ends))
+    check_targets(vae, *target_box(config.target, ball.unchecked_region(ends).box, ends))
     noise = torch.zeros(1, vae.latent_dim, dtype=x.dtype, device=x.device)
     certificate(vae.eval(), x, ball, noise, config.bound, config.target)  # as the history has it
     if config.kappa < 1:

@@ -7,13 +7,13 @@ from paperlib.certificates.intervals import IntervalBounds, target_box
 from paperlib.certificates.method import Method, Problem, TrainableMethod, find_method
 from paperlib.models.elbo import Target, unchecked_elbo
 from paperlib.models.vae import VAE
-from paperlib.threats.balls import LinfBall
+from paperlib.threats.perturbation import PerturbationSet
 
 
 def robust_loss(
     vae: VAE,
     x: Tensor,
-    ball: LinfBall,
+    ball: PerturbationSet,
     noise: Tensor,
     kappa: float,
     method: str | Method = "ibp",
@@ -45,7 +45,7 @@ def robust_loss(
     if kappa > 0:
         objective = objective + kappa * unchecked_elbo(vae, x, noise, x, beta)
     if kappa < 1:
-        box = ball.unchecked_box(x)
-        bounds = IntervalBounds.of(vae, box, noise, target_box(target, box, x))
+        region = ball.unchecked_region(x)
+        bounds = IntervalBounds.of(vae, region, noise, target_box(target, region.box, x))
         objective = objective + (1 - kappa) * trained.lower_over(Problem(vae, noise, bounds, beta=beta))
     return -objective.mean()

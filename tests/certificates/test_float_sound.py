@@ -22,12 +22,12 @@ from paperlib import (
 )
 from paperlib.bounds import rounding
 from paperlib.bounds.rules import apply_rule, named_layers
-from paperlib.certificates import float_sound
-from paperlib.certificates.float_sound import SoundBounds, input_box
+from paperlib.certificates.float_sound import SoundBounds
 from paperlib.certificates.likelihood_bounds import bounds_of
 from paperlib.certificates.posterior_bounds import kl_bounds, kl_rounding, reparametrize_bounds
 from paperlib.models.elbo import elbo_terms
 from paperlib.models.gaussian import reparametrize
+from paperlib.threats import balls
 
 DTYPES = [torch.float32, torch.float64]
 ELEMENTWISE = nn.ReLU | nn.ELU | nn.Softplus | nn.Sigmoid | nn.Tanh
@@ -163,7 +163,7 @@ def test_hunted_corners_leave_the_plain_bounds_and_never_the_sound_ones(likeliho
 @pytest.mark.parametrize("factor", [0.0, 0.02])
 def test_with_a_gamma_too_small_the_hunt_succeeds(factor: float, monkeypatch: pytest.MonkeyPatch) -> None:
     true = rounding.gamma
-    for module in (rounding, float_sound):
+    for module in (rounding, balls):
         monkeypatch.setattr(module, "gamma", lambda count, unit: factor * true(count, unit))
     assert hunt("bernoulli")[1] > 0
 
@@ -252,7 +252,7 @@ def test_the_input_box_holds_what_the_ball_returns_in_its_precision(
     ball = LinfBall(eps, low, high)
     x = torch.empty(1000, 1, dtype=dtype).uniform_(low, high).clamp(low, high)
     x[0], x[1] = low, high
-    box = input_box(x, ball)
+    box = ball.sound_region(x).box
     for point in (
         *ball.box(x),
         ball.project(x + 1, x),

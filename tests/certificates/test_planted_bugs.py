@@ -30,6 +30,7 @@ from paperlib.certificates.gaussian_bounds import GaussianBounds
 from paperlib.certificates.intervals import IntervalBounds
 from paperlib.certificates.zonotope import Zonotope
 from paperlib.models import gaussian, likelihood
+from paperlib.threats import perturbation
 
 Plant = Callable[[pytest.MonkeyPatch], None]
 
@@ -284,12 +285,12 @@ def the_offset_of_a_bound_is_forgotten(
     return substituted, 0 * offset
 
 
-@linear_bug("concretize", backward)
+@linear_bug("concretize", perturbation)
 def the_radius_of_the_input_is_forgotten(coefficients: Tensor, box: Interval) -> Tensor:
     return (coefficients * box.center).flatten(1).sum(1)
 
 
-@linear_bug("concretize", backward)
+@linear_bug("concretize", perturbation)
 def every_coefficient_is_taken_for_positive(coefficients: Tensor, box: Interval) -> Tensor:
     return (coefficients * box.lower).flatten(1).sum(1)
 

@@ -182,7 +182,7 @@ def test_a_plain_vae_never_computes_a_certificate(monkeypatch: pytest.MonkeyPatc
         raise AssertionError("the certificate was computed")
 
     vae, x, noise = CONFIG.build(), stripes(8).x, torch.randn(8, 2)
-    for part, name in ((LinfBall, "unchecked_box"), (IntervalBounds, "of"), (IBP, "lower_over")):
+    for part, name in ((LinfBall, "unchecked_region"), (IntervalBounds, "of"), (IBP, "lower_over")):
         with monkeypatch.context() as patch:
             patch.setattr(part, name, refuse)
             robust_loss(vae, x, LinfBall(0.1), noise, 1.0)

@@ -1,0 +1,155 @@
+"""What a perturbation set is: the inputs that an adversary can choose, in one interface for bounds and attacks.
+
+A set is a small frozen object that holds for any input. Around the inputs of a batch it is a *region*: all that bounds
+ask for.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from paperlib.bounds.box import Interval
+from paperlib.bounds.interval import interval_rule
+from paperlib.bounds.linear import concretize
+
+
+class Region(ABC):
+    """A perturbation set around each input of a batch.
+
+    Attributes:
+        box: contains the region, [batch, *data_shape].
+    """
+
+    box: Interval
+
+    @abstractmethod
+    def concretize(self, coefficients: Tensor) -> Tensor:
+        """The minimum of  coefficients . x'  over the region, or a number below it, [*rows, batch]; differentiable.
+
+        Args:
+            coefficients: [*rows, batch, *data_shape].
+        """
+
+    @abstractmethod
+    def first_layer(self, layer: nn.Module) -> Interval:
+        """A box that contains  layer(x')  for every x' of the region, [batch, *out_shape]; differentiable.
+
+        Args:
+            layer: affine, with an interval and a relaxation rule.
+        """
+
+    @abstractmethod
+    def project(self, x_adv: Tensor) -> Tensor:
+        """See `PerturbationSet.project`, for [batch, *data_shape]."""
+
+    @abstractmethod
+    def __getitem__(self, rows: Tensor | slice) -> "Region":
+        """The region around some inputs of the batch."""
+
+
+@dataclass(frozen=True)
+class BoxRegion(Region):
+    """All inputs of a box."""
+
+    box: Interval
+
+    def concretize(self, coefficients: Tensor) -> Tensor:
+        return concretize(coefficients, self.box)
+
+    def first_layer(self, layer: nn.Module) -> Interval:
+        return interval_rule(layer, self.box)
+
+    def project(self, x_adv: Tensor) -> Tensor:
+        return x_adv.clamp(*self.box)
+
+    def __getitem__(self, rows: Tensor | slice) -> "BoxRegion":
+        return BoxRegion(self.box.map(lambda end: end[rows]))
+
+
+class PerturbationSet(ABC):
+    """The inputs x' that an adversary can choose instead of x, all of them in the data range [low, high].
+
+    Every set holds x itself.
+    """
+
+    low: float
+    high: float
+
+    @abstractmethod
+    def unchecked_region(self, x: Tensor) -> Region:
+        """`region` for inner loops over data that were checked before."""
+
+    @abstractmethod
+    def sound_region(self, x: Tensor) -> Region:
+        """A region in float64 that holds whatever `project` and `sample` return in the precision of x, rounded as they
+        are. Raises ValueError as `check`.
+        """
+
+    @abstractmethod
+    def sample(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """A random point of the set around each x, of the shape of x."""
+
+    @abstractmethod
+    def steepest(self, gradient: Tensor, x: Tensor, scale: float = 1.0) -> Tensor:
+        """The change within `scale` times the set's size along which a function of this gradient rises most, of the
+        shape of x; it may leave the data range.
+        """
+
+    @property
+    @abstractmethod
+    def size(self) -> float:
+        """The radius in its own norm and unit, which results are listed by; of several the largest. 0 if x is alone."""
+
+    @property
+    @abstractmethod
+    def label(self) -> str:
+        """What progress lines and captions call the set, such as "eps=0.1"."""
+
+    def region(self, x: Tensor) -> Region:
+        """The set around each x. Raises ValueError unless x is finite and in range, and fits the set."""
+        self.check(x)
+        return self.unchecked_region(x)
+
+    def box(self, x: Tensor) -> Interval:
+        """A box of the shape of x that contains the set around x. Raises as `region`."""
+        return self.region(x).box
+
+    def project(self, x_adv: Tensor, x: Tensor) -> Tensor:
+        """The point of the set around x that is nearest to x_adv (or near to it, where a class says so)."""
+        return self.region(x).project(x_adv)
+
+    def concretize(self, coefficients: Tensor, x: Tensor) -> Tensor:
+        """The minimum of  coefficients . x'  over the set around each x, or a number below it, [*rows, batch].
+
+        Args:
+            coefficients: [*rows, batch, *data_shape].
+        """
+        return self.region(x).concretize(coefficients)
+
+    def first_layer(self, layer: nn.Module, x: Tensor) -> Interval:
+        """A box that contains  layer(x')  for every x' of the set and an affine layer, [batch, *out_shape]."""
+        return self.region(x).first_layer(layer)
+
+    def rows(self, rows: Tensor | slice, x: Tensor) -> "PerturbationSet":
+        """The set for some of the inputs x, where it has a size for each of them."""
+        return self
+
+    def check(self, x: Tensor) -> None:
+        """Raises ValueError, naming the first offender, if x holds a value outside [low, high] or not finite."""
+        if x.numel() == 0:
+            return
+        least, most = x.aminmax()  # both are NaN if any value is, and a comparison with NaN is False
+        if not (least >= self.low and most <= self.high and torch.isfinite(least) and torch.isfinite(most)):
+            bad = ~((x >= self.low) & (x <= self.high) & torch.isfinite(x))
+            index = bad.nonzero()[0].tolist()
+            raise ValueError(
+                f"x must be finite and in [{self.low}, {self.high}], got {x[tuple(index)]} at index {index}"
+            )
+
+
+def check_range(low: float, high: float) -> None:
+    """Raises ValueError unless low < high."""
+    if not low < high:
+        raise ValueError(f"the data range needs low < high, got low={low}, high={high}")
