@@ -9,10 +9,9 @@ over the box has a closed form. So pixels and latents are bounded together, not 
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Self
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -26,12 +25,12 @@ from paperlib.bounds.linear import (
     LinearRelaxation,
     backward_substitute,
     concretize,
-    initial_alpha,
 )
 from paperlib.bounds.relaxation import Affine, Relaxation, relaxation_rule
 from paperlib.bounds.rounding import magnitude, rounding_rule
 from paperlib.bounds.rules import apply_rule, named_layers
 from paperlib.certificates import posterior_bounds
+from paperlib.certificates.alpha import optimize_alpha
 from paperlib.certificates.backward_rounding import (
     ACCUMULATION_ERROR,
     MOST_SUMMANDS,
@@ -42,10 +41,9 @@ from paperlib.certificates.backward_rounding import (
 from paperlib.certificates.float_sound import value_rounding
 from paperlib.certificates.intervals import IntervalBounds
 from paperlib.certificates.likelihood_bounds import bounds_of
+from paperlib.certificates.perturbed_target import TargetTerm
 from paperlib.models.likelihood import sum_per_example
 from paperlib.models.vae import VAE
-
-ALPHA_LEARNING_RATE = 0.25  # of the optimisation of alphas, which lie in [0, 1]
 
 
 @dataclass(frozen=True)
@@ -127,57 +125,22 @@ def linear_lower(relaxed: RelaxedVAE, alpha_steps: int = 0, beta: float = 1.0) -
     Or one of  log p - beta * KL  for any beta >= 0.
     """
     bounds = relaxed.bounds
-    fit = bounds_of(relaxed.vae.likelihood).linear_below(bounds.output, bounds.target)
+    term = TargetTerm.of(relaxed.vae.likelihood, bounds)
+    fit = bounds_of(relaxed.vae.likelihood).linear_below(bounds.output, bounds.target if term is None else term.point)
     mean_term, log_var_term = (
         LinearFunction(beta * term.slope, beta * term.offset)
         for term in posterior_bounds.negative_kl_below(bounds.mean, bounds.log_var)
     )
-    return optimize_alpha(partial(backward_elbo_bound, relaxed, 1.0, fit, (mean_term, log_var_term)), alpha_steps)
+    return optimize_alpha(partial(backward_elbo_bound, relaxed, 1.0, fit, (mean_term, log_var_term), term), alpha_steps)
 
 
 def linear_upper(relaxed: RelaxedVAE, alpha_steps: int = 0) -> Tensor:
     """An upper bound of the ELBO over the box, [batch], in nats; the best that `alpha_steps` steps for alpha meet."""
     bounds = relaxed.bounds
-    fit = bounds_of(relaxed.vae.likelihood).linear_above(bounds.output, bounds.target)
+    term = TargetTerm.of(relaxed.vae.likelihood, bounds)
+    fit = bounds_of(relaxed.vae.likelihood).linear_above(bounds.output, bounds.target if term is None else term.point)
     negative_kl = posterior_bounds.negative_kl_above(bounds.mean, bounds.log_var)
-    return -optimize_alpha(partial(backward_elbo_bound, relaxed, -1.0, fit, negative_kl), alpha_steps)
-
-
-def optimize_alpha(lower_bound: Callable[[AlphaSelector], Tensor], steps: int) -> Tensor:
-    """maximise  lower_bound(alpha)  over alpha in [0, 1], elementwise, by Adam (alpha-CROWN: Xu et al. 2021, arXiv
-    2011.13824). Every alpha gives a bound, so that the best one met is returned, whenever the optimisation ends.
-    """
-    if steps == 0:
-        return lower_bound(initial_alpha)
-    alphas: dict[int, Tensor] = {}
-
-    def collect_alpha(bound: Any) -> Any:
-        if isinstance(bound, AlphaRelaxation):
-            alphas[id(bound)] = bound.alpha.detach().clone().requires_grad_()
-        return initial_alpha(bound)
-
-    def select_alpha(bound: Any) -> Any:
-        return bound.at(alphas[id(bound)]) if isinstance(bound, AlphaRelaxation) else bound
-
-    best = lower_bound(collect_alpha).detach()
-    parameters = list(alphas.values())
-    if not parameters:
-        return best
-    optimizer = torch.optim.Adam(parameters, lr=ALPHA_LEARNING_RATE, betas=(0.9, 0.99), maximize=True)
-    for step in range(steps):
-        optimizer.param_groups[0]["lr"] = ALPHA_LEARNING_RATE * (1 - step / steps)
-        with torch.enable_grad():
-            value = lower_bound(select_alpha)
-            gradients = torch.autograd.grad(value.sum(), parameters)
-        best = torch.maximum(best, value.detach())
-        for alpha, gradient in zip(parameters, gradients, strict=True):
-            alpha.grad = gradient
-        optimizer.step()
-        with torch.no_grad():
-            for alpha in parameters:
-                alpha.clamp_(0, 1)
-    with torch.no_grad():
-        return torch.maximum(best, lower_bound(select_alpha))
+    return -optimize_alpha(partial(backward_elbo_bound, relaxed, -1.0, fit, negative_kl, term), alpha_steps)
 
 
 def backward_elbo_bound(
@@ -185,15 +148,18 @@ def backward_elbo_bound(
     sign: float,
     fit: JointLinearFunction | AlphaRelaxation[JointLinearFunction],
     negative_kl: tuple[LinearFunction, LinearFunction],
+    term: TargetTerm | None,
     select_alpha: AlphaSelector,
 ) -> Tensor:
-    """A lower bound of  sign * ELBO  over the box, [batch], in nats.
+    """A lower bound of  sign * ELBO  over the region of inputs, [batch], in nats.
 
         log p >= fit(output, target)  and  -KL >= negative_kl(mean) + negative_kl(log_var)      for sign = 1, and
         log p <= fit(output, target)  and  -KL <= negative_kl(mean) + negative_kl(log_var)      for sign = -1
 
     Args:
+        fit: with a `term`, of the single target  term.point.
         negative_kl: linear functions of mean and of log_var.
+        term: what the perturbed target adds.
         select_alpha: picks one bound of each `AlphaRelaxation`.
     """
     bounds, function = relaxed.bounds, select_alpha(fit)
@@ -216,7 +182,13 @@ def backward_elbo_bound(
         constant = constant - sum_per_example(latent_coefficients.abs() * relaxed.rounding.latent) - relaxed.rounding.kl
         input_size = x_coefficients.abs() * magnitude(bounds.input)
         constant = constant - ACCUMULATION_ERROR * sum_per_example(joint_size(function, bounds) + input_size)
-    if bounds.target is bounds.input:  # the same x' is input and target: its coefficients add up
+        if term is not None:
+            size = (term.coefficients.abs() * magnitude(bounds.input)).flatten(1).sum(1) + term.error
+            constant = constant - 4 * ACCUMULATION_ERROR * size
+    if term is not None:
+        x_coefficients = x_coefficients + sign * term.coefficients
+        constant = constant + sign * term.offset - term.error + concretize(target_coefficients, term.point)
+    elif bounds.target is bounds.input:  # the same x' is input and target: its coefficients add up
         x_coefficients = x_coefficients + target_coefficients
     else:
         constant = constant + concretize(target_coefficients, bounds.target)

@@ -1,8 +1,9 @@
-"""The exact range of the ELBO over a box of at most three inputs: branch and bound by input splitting.
+"""The exact range of the ELBO over a set with at most three coordinates: branch and bound by input splitting.
 
-    minimise  ELBO(x'; noise)  over  x' in box
+    minimise  ELBO(x'(v); noise)  over  v in a box of coordinates
 
-The linear bound of the ELBO closes as a box shrinks. So a box is halved until the bound of each subproblem meets the
+The coordinates are the inputs themselves, or those of a `LinearSet`. The linear bound of the ELBO closes as a box
+shrinks. So a box is halved until the bound of each subproblem meets the
 least ELBO that was evaluated, to within a tolerance (Bunel et al. 2018, arXiv 1711.00455). The maximum likewise.
 """
 
@@ -19,19 +20,20 @@ from torch import Tensor
 from paperlib.bounds.box import Interval
 from paperlib.certificates.backward import RelaxedVAE, linear_lower, linear_upper
 from paperlib.certificates.crown import slack
-from paperlib.certificates.intervals import IntervalBounds, elbo_lower, elbo_upper, target_box
+from paperlib.certificates.interval_elbo import elbo_lower, elbo_upper
+from paperlib.certificates.intervals import IntervalBounds, target_box
 from paperlib.certificates.method import METHODS, MemoryUse, Method
 from paperlib.certificates.zonotope import ROWS, refine
 from paperlib.models.elbo import Target, check_inputs, check_target, check_targets, explain_misfit, unchecked_elbo
 from paperlib.models.vae import VAE
-from paperlib.threats.perturbation import PerturbationSet
+from paperlib.threats.perturbation import BoxRegion, PerturbationSet, Region
 
-DIMENSIONS = 3  # of an input, at most: the number of subproblems grows exponentially with them
+DIMENSIONS = 3  # coordinates, at most: the number of subproblems grows exponentially with them
 LIMIT = 100_000  # subproblems of one box in the search for one end
 CHUNK = 512  # subproblems halved at a time; the newest first, so that the queue and memory stay small
 
-Value = Callable[[Tensor, Tensor], Tensor]  # points [count, *data_shape] and their examples [count] -> [count]
-Bound = Callable[[Interval, Tensor], Tensor]  # boxes [count, *data_shape] and their examples [count] -> [count]
+Value = Callable[[Tensor, Tensor], Tensor]  # points [count, *shape] and their examples [count] -> [count]
+Bound = Callable[[Interval, Tensor], Tensor]  # boxes [count, *shape] and their examples [count] -> [count]
 
 
 class ToleranceError(ValueError):
@@ -40,7 +42,8 @@ class ToleranceError(ValueError):
 
 @dataclass(frozen=True)
 class BranchAndBound(Method):
-    """Both ends within `tol` nats of the truth, for inputs of at most three numbers; no gradients.
+    """Both ends within `tol` nats of the truth, for inputs of at most three numbers, or for the perturbations of a
+    `LinearSet` with at most three directions; no gradients.
 
     Args:
         tol: in nats.
@@ -72,11 +75,11 @@ class BranchAndBound(Method):
             raise ValueError("branch and bound holds in real arithmetic: with sound=True use another method")
         check_target(target)
         check_inputs(vae, x, noise)
-        box = ball.box(x)
-        targets = target_box(target, box, x)
+        region = ball.region(x)
+        targets = target_box(target, region.box, x)
         check_targets(vae, *targets)
         with explain_misfit(x):
-            return exact_bounds(vae, box, noise, targets, self.tol, self.time_limit)
+            return exact_bounds(vae, region, noise, targets, self.tol, self.time_limit)
 
     def memory(self, vae: VAE, layer_sizes: Sequence[int]) -> MemoryUse:
         return MemoryUse(per_image=max(ROWS, 2 * vae.latent_dim) * sum(layer_sizes))
@@ -86,40 +89,55 @@ METHODS["exact"] = BranchAndBound()
 
 
 def exact_bounds(
-    vae: VAE, box: Interval, noise: Tensor, target: Interval, tol: float, time_limit: float | None = None
+    vae: VAE,
+    inputs: Region | Interval,
+    noise: Tensor,
+    target: Interval,
+    tol: float,
+    time_limit: float | None = None,
 ) -> Interval:
-    """Certified: every x' of the box has lower <= ELBO(x'; noise) <= upper, [batch], in nats; and both ends are within
-    `tol` of the truth, unless time is up: some x' has an ELBO of at most lower + tol, some one of at least upper - tol.
+    """Certified: every x' of the region has lower <= ELBO(x'; noise) <= upper, [batch], in nats; and both ends are
+    within `tol` of the truth, unless time is up: some x' has an ELBO of at most lower + tol, some one of at least
+    upper - tol.
 
     Holds for this noise draw and in real arithmetic; float64 rounding is about 1e-12 of a value. No gradients.
 
     Args:
         vae: in evaluation mode, of layers with an interval and a relaxation rule.
-        box: [batch, *data_shape], at most three numbers an example; float64, unless `tol` is far above rounding.
+        inputs: a region, or a box [batch, *data_shape], with at most three coordinates; float64, unless `tol` is far
+            above rounding.
         noise: [batch, latent_dim].
-        target: `box`, this very object, where x' explains itself; otherwise a single point, the same for all x'.
+        target: the box of the region, this very object, where x' explains itself; otherwise a single point, the same
+            for all x'.
         tol: in nats.
         time_limit: in seconds, half of them for each end; None: no limit.
 
     Raises:
         ToleranceError: without a time limit, a box needs more than `LIMIT` subproblems, or its ELBO is not a number.
-        ValueError: more than three inputs, or a target of another kind.
+        ValueError: more than three coordinates, or a target of another kind.
         UnsupportedLayerError, NotImplementedError: a layer or a likelihood without linear bounds.
     """
-    size = math.prod(box.lower.shape[1:])
-    if size > DIMENSIONS:
-        raise ValueError(f"exact bounds are for inputs of at most {DIMENSIONS} dimensions, got {size}")
-    if target is not box and not torch.equal(*target):
+    region = BoxRegion(inputs) if isinstance(inputs, Interval) else inputs
+    box = region.coordinates
+    size = math.prod((region.box if box is None else box).lower.shape[1:])
+    if box is None or size > DIMENSIONS:
+        raise ValueError(
+            f"exact bounds are for inputs of at most {DIMENSIONS} dimensions, or a LinearSet of as many directions, "
+            f"got {size}"
+        )
+    if target is not region.box and not torch.equal(*target):
         raise ValueError("the target of exact bounds must be the input's own box or a single point")
 
     def targets(part: Interval, example: Tensor) -> Interval:
-        return part if target is box else target.map(lambda end: end[example])
+        return part if target is region.box else target.map(lambda end: end[example])
 
-    def value(x: Tensor, example: Tensor) -> Tensor:
+    def value(point: Tensor, example: Tensor) -> Tensor:
+        x = region.points(point, example)
         return unchecked_elbo(vae, x, noise[example], targets(Interval(x, x), example).lower)
 
     def interval_bounds(part: Interval, example: Tensor) -> IntervalBounds:
-        return IntervalBounds.of(vae, part, noise[example], targets(part, example))
+        inputs = region.part(part, example)
+        return IntervalBounds.of(vae, inputs, noise[example], targets(inputs.box, example))
 
     def below(part: Interval, example: Tensor) -> Tensor:
         bounds = interval_bounds(part, example)
@@ -145,7 +163,7 @@ def exact_bounds(
 class Subproblems:
     """Boxes inside the examples' boxes, each with a bound of the function from below."""
 
-    box: Interval  # [count, *data_shape]
+    box: Interval  # [count, *shape]
     example: Tensor  # [count], a row of the batch
     bound: Tensor  # [count]
 
@@ -163,7 +181,7 @@ class Subproblems:
 
 @torch.no_grad()
 def minimum(value: Value, bound: Bound, box: Interval, tol: float, time_limit: float = math.inf) -> Tensor:
-    """Never above the minimum over each of the boxes [batch, *data_shape], and at most `tol` below it unless as many
+    """Never above the minimum over each of the boxes [batch, *shape], and at most `tol` below it unless as many
     seconds as `time_limit` have passed: [batch].
 
     Args:

@@ -109,8 +109,9 @@ def evaluate(
     def rows_of(chunk: tuple[int, int]) -> tuple[pd.DataFrame, Tensor | None]:
         number, start = chunk
         part, part_noise = x[start : start + size], draws[number, start : start + size]
-        frame, x_adv = _rows(vae, part.double(), ball, part_noise.double(), attacks[chunk], target)
-        certified = method.lower(bounded, part.to(dtype), ball, part_noise.to(dtype), target, sound)
+        threat = ball.rows(slice(start, start + size), x)
+        frame, x_adv = _rows(vae, part.double(), threat, part_noise.double(), attacks[chunk], target)
+        certified = method.lower(bounded, part.to(dtype), threat, part_noise.to(dtype), target, sound)
         frame["certified"] = certified.cpu().numpy()
         frame.insert(0, "index", range(start, start + len(frame)))
         frame.insert(1, "draw", number)

@@ -14,7 +14,6 @@ noise: it is inside both certificates as it is.
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import NamedTuple
 
 import pandas as pd
@@ -30,9 +29,11 @@ from paperlib.certificates.backward import RelaxedVAE, linear_lower
 from paperlib.certificates.confidence import lower_confidence_bound
 from paperlib.certificates.crown import slack
 from paperlib.certificates.ibp import IBP
-from paperlib.certificates.intervals import IntervalBounds, elbo_lower, target_box
+from paperlib.certificates.interval_elbo import elbo_lower
+from paperlib.certificates.intervals import IntervalBounds, target_box
 from paperlib.certificates.likelihood_bounds import bounds_of
 from paperlib.certificates.method import Method, find_method
+from paperlib.certificates.noise_box import Outside, noise_inside, outside
 from paperlib.models.elbo import Target
 from paperlib.models.vae import VAE
 from paperlib.runtime.inference import outside_inference_mode
@@ -83,7 +84,8 @@ def certify_expected(
         raise ValueError(f"needs samples >= 2 and batch_size >= 1, got samples={samples}, batch_size={batch_size}")
     run = _Run(vae.in_float64(), ball, confidence, samples, find_method(method), target, batch_size, generator)
     with Progress(f"certify the expectation {ball.label}", samples * len(x)) as progress, torch.no_grad():
-        frames = [run.rows(part.double(), progress) for part in x.split(batch_size)]
+        parts = [slice(start, start + batch_size) for start in range(0, len(x), batch_size)]
+        frames = [replace(run, ball=ball.rows(part, x)).rows(x[part].double(), progress) for part in parts]
     rows = pd.concat(frames, ignore_index=True)
     rows.insert(0, "index", range(len(rows)))
     return rows
@@ -136,7 +138,8 @@ class _Run:
             count = min(size, self.samples - start)
             noise = noise_inside(split.box, count, self.vae.latent_dim, self.generator).flatten(0, 1)
             copies = x.expand(count, *x.shape).flatten(0, 1)
-            values = self.method.lower(self.vae, copies, self.ball, noise, self.target)
+            repeated = self.ball.rows(torch.arange(len(x), device=x.device).repeat(count), x)
+            values = self.method.lower(self.vae, copies, repeated, noise, self.target)
             progress.step(len(noise))
             yield torch.maximum(values.view(count, len(x)), split.floor)
 
@@ -164,45 +167,6 @@ def noise_box_floor(vae: VAE, bounds: IntervalBounds, c: float, method: Method) 
     scale = LinearRelaxation(LinearFunction(flat, -reach), LinearFunction(flat, reach))
     linear = linear_lower(replace(relaxed, scale=scale))
     return torch.fmax(floor, linear - slack(linear, floor))
-
-
-def noise_inside(box: Tensor, draws: int, latent_dim: int, generator: torch.Generator | None = None) -> Tensor:
-    """Standard normal noise given |noise_k| <= box for all k, [draws, batch, latent_dim], by rejection: exact."""
-    limit = box[:, None].expand(draws, -1, latent_dim)
-    normal = partial(torch.randn, generator=generator, dtype=box.dtype, device=box.device)
-    noise = normal(limit.shape)
-    while (beyond := noise.abs() > limit).any():
-        noise[beyond] = normal((int(beyond.sum()),))
-    return noise
-
-
-class Outside(NamedTuple):
-    """Expectations over standard normal noise outside a box: E[f; not all |noise_k| <= c]."""
-
-    chance: float  # of 1
-    first: float  # of |noise_k|
-    second: float  # of noise_k^2
-    cross: float  # of |noise_j| |noise_k| for j != k
-
-
-def outside(c: float, latent_dim: int) -> Outside:
-    """In closed form; no small number is the difference of two large ones."""
-    beyond = math.erfc(c / math.sqrt(2))  # P(|noise_k| > c)
-    density = math.exp(-c * c / 2) / math.sqrt(2 * math.pi)
-    first, second = 2 * density, 2 * c * density + beyond  # E[|noise_k|; |noise_k| > c], E[noise_k^2; |noise_k| > c]
-    inner = math.sqrt(2 / math.pi) - first  # E[|noise_k|; |noise_k| <= c]
-
-    def others(count: int) -> float:
-        """P(any of so many coordinates is beyond c)"""
-        return -math.expm1(max(count, 0) * math.log1p(-beyond))
-
-    # a coordinate of the integrand is beyond c, or none is and one of the others
-    return Outside(
-        others(latent_dim),
-        first + inner * others(latent_dim - 1),
-        second + (1 - second) * others(latent_dim - 1),
-        first * (first + 2 * inner) + inner**2 * others(latent_dim - 2),
-    )
 
 
 def expected_decrease(vae: VAE, bounds: IntervalBounds) -> Callable[[Outside], Tensor]:

@@ -13,12 +13,9 @@ from paperlib.bounds.interval import interval_rule, propagate_all
 from paperlib.bounds.relaxation import Affine, relaxation_rule
 from paperlib.bounds.rules import UnsupportedLayerError, apply_rule, named_layers, overridden, registered_type
 from paperlib.certificates import posterior_bounds
-from paperlib.certificates.likelihood_bounds import bounds_of
 from paperlib.models.elbo import Target, check_shape
 from paperlib.models.vae import VAE
 from paperlib.threats.perturbation import BoxRegion, Region
-
-INF = float("inf")  # what overflows may be NaN, and then bounds nothing
 
 
 @dataclass(frozen=True)
@@ -105,18 +102,3 @@ def posterior_boxes(vae: VAE, posterior: Interval, noise: Tensor, x: Tensor) -> 
 def target_box(target: Target, box: Interval, x: Tensor) -> Interval:
     """What the decoder must explain at an input of `box`: that input itself, so that both share the box, or x."""
     return box if target == "perturbed" else Interval(x, x)
-
-
-def elbo_lower(vae: VAE, bounds: IntervalBounds, beta: float = 1.0) -> Tensor:
-    """A lower bound of the ELBO from the boxes of both its terms, [batch], nats: lower(log p) - upper(KL).
-
-    Or one of  log p - beta * KL  for any beta >= 0.
-    """
-    fit = bounds_of(vae.likelihood).lower(bounds.output, bounds.target)
-    return (fit - beta * posterior_bounds.kl_upper(bounds.mean, bounds.log_var)).nan_to_num(-INF, INF, -INF)
-
-
-def elbo_upper(vae: VAE, bounds: IntervalBounds) -> Tensor:
-    """An upper bound of the ELBO from the boxes of both its terms, [batch], nats: upper(log p) - lower(KL)."""
-    fit = bounds_of(vae.likelihood).upper(bounds.output, bounds.target)
-    return (fit - posterior_bounds.kl_bounds(bounds.mean, bounds.log_var).lower).nan_to_num(INF, INF, -INF)

@@ -37,6 +37,14 @@ class LikelihoodBounds(ABC):
         """An interval that contains `log_prob` over both boxes, [batch]."""
         return Interval(self.lower(output, target), self.upper(output, target))
 
+    def target_slope(self, output: Interval) -> Interval:
+        """The range of the slope of `log_prob` in each element of the target, for a `log_prob` that is linear in them.
+
+        With it bounds are tight over perturbation sets that are much smaller than their boxes, such as an l2 ball;
+        raises NotImplementedError where a likelihood has none, and then boxes are used.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no target_slope")
+
     def linear_below(
         self, output: Interval, target: Interval
     ) -> JointLinearFunction | AlphaRelaxation[JointLinearFunction]:

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from paperlib.bounds.box import Interval
 from paperlib.certificates.float_sound import SoundBounds
-from paperlib.certificates.intervals import IntervalBounds, elbo_lower, elbo_upper, target_box
+from paperlib.certificates.interval_elbo import elbo_lower, elbo_upper
+from paperlib.certificates.intervals import IntervalBounds, target_box
 from paperlib.models.elbo import Target, check_inputs, check_target, check_targets, explain_misfit
 from paperlib.models.vae import VAE
 from paperlib.threats.perturbation import PerturbationSet

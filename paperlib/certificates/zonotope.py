@@ -24,23 +24,10 @@ from paperlib.bounds.rules import apply_rule
 from paperlib.certificates import posterior_bounds
 from paperlib.certificates.backward import RelaxedLayer, RelaxedVAE
 from paperlib.certificates.backward_rounding import ACCUMULATION_ERROR, PosteriorRounding, layer_size
-from paperlib.threats.perturbation import BoxRegion, Region
+from paperlib.certificates.input_term import InputTerm
+from paperlib.threats.perturbation import ChangeRegion, Region
 
 ROWS = 64  # units of the encoder that are bounded at a time
-
-
-@dataclass(frozen=True)
-class InputTerm:
-    """coefficients . x'  for the inputs x' of a region that is no box."""
-
-    coefficients: Tensor  # [rows, batch, *data_shape]
-    region: Region
-
-    @property
-    def box(self) -> Interval:
-        """[batch, rows]"""
-        lower, negated = (self.region.concretize(sign * self.coefficients) for sign in (1, -1))
-        return Interval(lower.T, -negated.T)
 
 
 @dataclass(frozen=True)
@@ -101,11 +88,11 @@ def _backward_zonotope(layers: Sequence[RelaxedLayer], region: Region, coefficie
             generators.append((coefficients * relaxation.radius).flatten(2))
             coefficients = relaxation.transpose(coefficients)
     box, inputs = region.box, None
-    if isinstance(region, BoxRegion):
+    if isinstance(region, ChangeRegion):
+        inputs = InputTerm(coefficients, region)
+    else:
         center = center + (coefficients * box.center).flatten(2).sum(2)
         generators.append((coefficients * box.radius).flatten(2))
-    else:
-        inputs = InputTerm(coefficients, region)
     if any(layer.error is not None for layer in layers):
         size = (coefficients.abs() * magnitude(box)).flatten(2).sum(2)
         independent_error = independent_error + ACCUMULATION_ERROR * size
@@ -228,16 +215,8 @@ def _spread(rest: Interval, coefficients: Tensor, generators: Tensor, inputs: In
     box = rest.widen(_radius(coefficients, generators).view_as(rest.lower))
     if inputs is None:
         return box
-    units = coefficients.flatten(2).permute(1, 2, 0)
-    rows = inputs.coefficients.flatten(2).transpose(0, 1)  # [batch, latent, inputs]
-    data_shape = inputs.coefficients.shape[2:]
-    lowers, uppers = [], []
-    for example, (unit, row) in enumerate(zip(units, rows, strict=True)):  # one by one, as below
-        term = InputTerm((unit @ row).view(-1, 1, *data_shape), inputs.region[example : example + 1]).box
-        lowers.append(term.lower)
-        uppers.append(term.upper)
-    lower, upper = (torch.cat(ends).view_as(rest.lower) for ends in (lowers, uppers))
-    return Interval(box.lower + lower, box.upper + upper)
+    lower, upper = inputs.box_of_combinations(coefficients.flatten(2).permute(1, 2, 0))
+    return Interval(box.lower + lower.view_as(box.lower), box.upper + upper.view_as(box.upper))
 
 
 def _radius(coefficients: Tensor, generators: Tensor) -> Tensor:

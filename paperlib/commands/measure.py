@@ -16,11 +16,12 @@ from paperlib.certificates.crown import CrownIBP
 from paperlib.certificates.evaluation import NOISE_SEED, Evaluation, evaluate, evaluation_noise, summary
 from paperlib.certificates.method import Method, find_method
 from paperlib.commands.command import Command, own_data, say
-from paperlib.commands.picture import attack_picture, check_picture
+from paperlib.commands.picture import check_picture, write_picture
 from paperlib.data.arrays import Dataset, file_checksum
 from paperlib.data.datasets import CHECKSUMS, data_origin, load_dataset
 from paperlib.data.toys import TOYS
 from paperlib.models.elbo import Target
+from paperlib.models.vae import VAE
 from paperlib.runtime.device import choose_device
 from paperlib.runtime.distributed import on_rank_zero, process_group
 from paperlib.runtime.files import check_writable, read_tensors, write_tensors
@@ -107,7 +108,7 @@ class Measure(Command):
             say(f"{summary(evaluated.rows)}\n{seconds:.1f} seconds")  # first: what follows may fail on a full disk
             on_rank_zero(lambda: write_rows(output, evaluated.rows, settings, origin, seconds))
             say(f"rows in {output}")
-            on_rank_zero(lambda: self.keep(evaluated, x, noise, test, {"config": settings, **origin}))
+            on_rank_zero(lambda: self.keep(evaluated, vae.cpu(), noise, test, {"config": settings, **origin}))
 
     def _examples(self, config: TrainConfig) -> tuple[Dataset, dict[str, Any]]:
         """The examples to measure on, and what the headers of files say of them."""
@@ -131,11 +132,11 @@ class Measure(Command):
         header_path(output)  # refuses another kind of name
         check_writable(output)
 
-    def keep(self, evaluated: Evaluation, x: Tensor, noise: Tensor, test: Dataset, header: dict[str, Any]) -> None:
+    def keep(self, evaluated: Evaluation, vae: VAE, noise: Tensor, test: Dataset, header: dict[str, Any]) -> None:
         """Write what there is beside the rows; here nothing.
 
         Args:
-            x: the clean examples, [count, *data_shape].
+            test: the clean examples, of which the first have rows.
             noise: [draws, count, latent_dim].
             header: what the results depend on.
         """
@@ -175,17 +176,17 @@ class Attack(Measure):
         if self.picture is not None:
             check_picture(self.picture, test.shape)
 
-    def keep(self, evaluated: Evaluation, x: Tensor, noise: Tensor, test: Dataset, header: dict[str, Any]) -> None:
+    def keep(self, evaluated: Evaluation, vae: VAE, noise: Tensor, test: Dataset, header: dict[str, Any]) -> None:
         rows, x_adv = evaluated.rows, evaluated.x_adv
         if x_adv is None:
             return
         if self.save is not None:
             places = {name: torch.from_numpy(rows[name].to_numpy(copy=True)) for name in ("index", "draw")}
-            tensors = {"x": x, "x_adv": x_adv, "noise": noise.flatten(0, 1), **places}
+            tensors = {"x": test.x[: noise.shape[1]], "x_adv": x_adv, "noise": noise.flatten(0, 1), **places}
             write_tensors(self.save, tensors, {"eps": self.eps, "low": test.low, "high": test.high, **header})
             say(f"attacked examples in {self.save}")
         if self.picture is not None:
-            attack_picture(self.picture, x, x_adv, rows, test.ball(self.eps))
+            write_picture(self.picture, vae, test, x_adv, noise, rows, header["config"]["target"])
             say(f"picture in {self.picture}")
 
 

@@ -27,7 +27,7 @@ from paperlib import (
     robust_loss,
 )
 from paperlib.certificates.evaluation import chunk_size
-from paperlib.certificates.intervals import elbo_lower
+from paperlib.certificates.interval_elbo import elbo_lower
 from paperlib.certificates.method import METHODS, MemoryUse, Method, Problem, TrainableMethod, find_method
 
 WORDS: dict[str, Method] = {

@@ -1,0 +1,48 @@
+"""The optimisation of alpha, the free slope of linear relaxations (alpha-CROWN: Xu et al. 2021, arXiv 2011.13824)."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from paperlib.bounds.linear import AlphaRelaxation, AlphaSelector, initial_alpha
+
+LEARNING_RATE = 0.25  # of alphas, which lie in [0, 1]
+
+
+def optimize_alpha(lower_bound: Callable[[AlphaSelector], Tensor], steps: int) -> Tensor:
+    """maximise  lower_bound(alpha)  over alpha in [0, 1], elementwise, by Adam. Every alpha gives a
+    bound, so that the best one met is returned, whenever the optimisation ends.
+    """
+    if steps == 0:
+        return lower_bound(initial_alpha)
+    alphas: dict[int, Tensor] = {}
+
+    def collect_alpha(bound: Any) -> Any:
+        if isinstance(bound, AlphaRelaxation):
+            alphas[id(bound)] = bound.alpha.detach().clone().requires_grad_()
+        return initial_alpha(bound)
+
+    def select_alpha(bound: Any) -> Any:
+        return bound.at(alphas[id(bound)]) if isinstance(bound, AlphaRelaxation) else bound
+
+    best = lower_bound(collect_alpha).detach()
+    parameters = list(alphas.values())
+    if not parameters:
+        return best
+    optimizer = torch.optim.Adam(parameters, lr=LEARNING_RATE, betas=(0.9, 0.99), maximize=True)
+    for step in range(steps):
+        optimizer.param_groups[0]["lr"] = LEARNING_RATE * (1 - step / steps)
+        with torch.enable_grad():
+            value = lower_bound(select_alpha)
+            gradients = torch.autograd.grad(value.sum(), parameters)
+        best = torch.maximum(best, value.detach())
+        for alpha, gradient in zip(parameters, gradients, strict=True):
+            alpha.grad = gradient
+        optimizer.step()
+        with torch.no_grad():
+            for alpha in parameters:
+                alpha.clamp_(0, 1)
+    with torch.no_grad():
+        return torch.maximum(best, lower_bound(select_alpha))
