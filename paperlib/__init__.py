@@ -25,6 +25,7 @@ from paperlib.models.likelihood import Bernoulli, Gaussian, Likelihood
 from paperlib.models.vae import VAE, GaussianHeads, conv_vae, mlp_vae
 from paperlib.threats.attacks import fgsm, pgd
 from paperlib.threats.balls import LinfBall
+from paperlib.threats.l2_ball import L2Ball
 from paperlib.threats.picture import attack_picture
 from paperlib.training.checkpoint import load, save
 from paperlib.training.config import TrainConfig
@@ -47,6 +48,7 @@ __all__ = [
     "Gaussian",
     "GaussianHeads",
     "Interval",
+    "L2Ball",
     "Likelihood",
     "LikelihoodBounds",
     "LinearFunction",

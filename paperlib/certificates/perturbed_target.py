@@ -15,7 +15,7 @@ from paperlib.bounds.box import Interval
 from paperlib.certificates.intervals import IntervalBounds
 from paperlib.certificates.likelihood_bounds import bounds_of
 from paperlib.models.likelihood import Likelihood, sum_per_example
-from paperlib.threats.perturbation import ChangeRegion, Region
+from paperlib.threats.perturbation import ChangeRegion
 
 
 @dataclass(frozen=True)

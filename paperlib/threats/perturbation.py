@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from paperlib.bounds.affine import affine_rows
 from paperlib.bounds.box import Interval
 from paperlib.bounds.interval import interval_rule
 from paperlib.bounds.linear import concretize
@@ -20,9 +21,15 @@ class Region(ABC):
 
     Attributes:
         box: contains the region, [batch, *data_shape].
+        coordinates: where few numbers decide x', the box that they lie in, [batch, *coordinates]; else None. Then
+            `points` and `part` are defined.
     """
 
     box: Interval
+
+    @property
+    def coordinates(self) -> Interval | None:
+        return None
 
     @abstractmethod
     def concretize(self, coefficients: Tensor) -> Tensor:
@@ -48,6 +55,54 @@ class Region(ABC):
     def __getitem__(self, rows: Tensor | slice) -> "Region":
         """The region around some inputs of the batch."""
 
+    def points(self, coordinates: Tensor, rows: Tensor) -> Tensor:
+        """The x' of these coordinates, [count, *data_shape]. Raises NotImplementedError without coordinates.
+
+        Args:
+            coordinates: [count, *coordinates].
+            rows: the input of the batch to which each of them belongs, [count].
+        """
+        raise NotImplementedError(f"no few coordinates decide the points of a {type(self).__name__}")
+
+    def part(self, box: Interval, rows: Tensor) -> "Region":
+        """All points whose coordinates lie in these boxes: a region around `count` inputs. Arguments as of `points`."""
+        raise NotImplementedError(f"no few coordinates decide the points of a {type(self).__name__}")
+
+
+class ChangeRegion(Region):
+    """A region that bounds ask for how far x' can be from x, rather than for its box.
+
+    Attributes:
+        x: the inputs that it is around, [batch, *data_shape].
+    """
+
+    x: Tensor
+
+    @abstractmethod
+    def change(self, rows: Tensor) -> Interval:
+        """A box that contains  rows . (x' - x)  for every x' of the region, [batch, units], outward of its own
+        rounding; differentiable.
+
+        Args:
+            rows: [units, *data_shape].
+        """
+
+    @abstractmethod
+    def spread(self, weights: Tensor) -> Tensor:
+        """The maximum of  sum_i weights_i |x'_i - x_i|  over the region, or a number above it, [*rows, batch];
+        differentiable.
+
+        Args:
+            weights: not negative, [*rows, batch, *data_shape].
+        """
+
+    def first_layer(self, layer: nn.Module) -> Interval:
+        """In real arithmetic, but for what the layer itself rounds at x. See `Region.first_layer`."""
+        center = layer(self.x)
+        ends = [[*self.change(rows)] for rows in affine_rows(layer, self.x)]
+        lower, upper = (torch.cat(parts, 1).view_as(center) for parts in zip(*ends, strict=True))
+        return Interval(center + lower, center + upper)
+
 
 @dataclass(frozen=True)
 class BoxRegion(Region):
@@ -66,6 +121,16 @@ class BoxRegion(Region):
 
     def __getitem__(self, rows: Tensor | slice) -> "BoxRegion":
         return BoxRegion(self.box.map(lambda end: end[rows]))
+
+    @property
+    def coordinates(self) -> Interval:
+        return self.box
+
+    def points(self, coordinates: Tensor, rows: Tensor) -> Tensor:
+        return coordinates
+
+    def part(self, box: Interval, rows: Tensor) -> "BoxRegion":
+        return BoxRegion(box)
 
 
 class PerturbationSet(ABC):
