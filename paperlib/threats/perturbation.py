@@ -6,6 +6,7 @@ ask for.
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -52,7 +53,7 @@ class Region(ABC):
         """See `PerturbationSet.project`, for [batch, *data_shape]."""
 
     @abstractmethod
-    def __getitem__(self, rows: Tensor | slice) -> "Region":
+    def __getitem__(self, rows: Tensor | slice) -> Self:
         """The region around some inputs of the batch."""
 
     def points(self, coordinates: Tensor, rows: Tensor) -> Tensor:
@@ -119,8 +120,8 @@ class BoxRegion(Region):
     def project(self, x_adv: Tensor) -> Tensor:
         return x_adv.clamp(*self.box)
 
-    def __getitem__(self, rows: Tensor | slice) -> "BoxRegion":
-        return BoxRegion(self.box.map(lambda end: end[rows]))
+    def __getitem__(self, rows: Tensor | slice) -> Self:
+        return type(self)(self.box.map(lambda end: end[rows]))
 
     @property
     def coordinates(self) -> Interval:
