@@ -26,6 +26,7 @@ from paperlib.models.vae import VAE, GaussianHeads, conv_vae, mlp_vae
 from paperlib.threats.attacks import fgsm, pgd
 from paperlib.threats.balls import LinfBall
 from paperlib.threats.l2_ball import L2Ball
+from paperlib.threats.linear_set import LinearSet, lighting, low_frequencies
 from paperlib.training.checkpoint import load, save
 from paperlib.training.config import TrainConfig
 from paperlib.training.loop import train
@@ -52,6 +53,7 @@ __all__ = [
     "LikelihoodBounds",
     "LinearFunction",
     "LinearRelaxation",
+    "LinearSet",
     "LinfBall",
     "Method",
     "Residual",
@@ -69,9 +71,11 @@ __all__ = [
     "elbo_bounds",
     "fgsm",
     "interval_rule",
+    "lighting",
     "likelihood_bounds",
     "load",
     "load_dataset",
+    "low_frequencies",
     "mlp_vae",
     "pgd",
     "propagate",
