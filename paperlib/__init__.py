@@ -27,6 +27,7 @@ from paperlib.threats.attacks import fgsm, pgd
 from paperlib.threats.balls import LinfBall
 from paperlib.threats.l2_ball import L2Ball
 from paperlib.threats.linear_set import LinearSet, lighting, low_frequencies
+from paperlib.threats.patch import PatchSet
 from paperlib.training.checkpoint import load, save
 from paperlib.training.config import TrainConfig
 from paperlib.training.loop import train
@@ -56,6 +57,7 @@ __all__ = [
     "LinearSet",
     "LinfBall",
     "Method",
+    "PatchSet",
     "Residual",
     "Rounding",
     "SmoothCurve",
