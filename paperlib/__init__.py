@@ -26,6 +26,8 @@ from paperlib.models.vae import VAE, GaussianHeads, conv_vae, mlp_vae
 from paperlib.threats.attacks import fgsm, pgd
 from paperlib.threats.balls import LinfBall
 from paperlib.threats.l2_ball import L2Ball
+from paperlib.threats.linear_set import LinearSet, lighting, low_frequencies
+from paperlib.threats.patch import PatchSet
 from paperlib.threats.picture import attack_picture
 from paperlib.training.checkpoint import load, save
 from paperlib.training.config import TrainConfig
@@ -53,8 +55,10 @@ __all__ = [
     "LikelihoodBounds",
     "LinearFunction",
     "LinearRelaxation",
+    "LinearSet",
     "LinfBall",
     "Method",
+    "PatchSet",
     "Residual",
     "Rounding",
     "SmoothCurve",
@@ -71,9 +75,11 @@ __all__ = [
     "elbo_bounds",
     "fgsm",
     "interval_rule",
+    "lighting",
     "likelihood_bounds",
     "load",
     "load_dataset",
+    "low_frequencies",
     "mlp_vae",
     "pgd",
     "propagate",

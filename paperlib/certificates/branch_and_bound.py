@@ -122,8 +122,8 @@ def exact_bounds(
     size = math.prod((region.box if box is None else box).lower.shape[1:])
     if box is None or size > DIMENSIONS:
         raise ValueError(
-            f"exact bounds are for inputs of at most {DIMENSIONS} dimensions, got {size}; or for a LinearSet of at most "
-            f"{DIMENSIONS} directions"
+            f"exact bounds are for inputs of at most {DIMENSIONS} dimensions, got {size}; or for a LinearSet of as "
+            "many directions"
         )
     if target is not region.box and not torch.equal(*target):
         raise ValueError("the target of exact bounds must be the input's own box or a single point")
