@@ -87,14 +87,15 @@ def _backward_zonotope(layers: Sequence[RelaxedLayer], region: Region, coefficie
             center = center + (coefficients * relaxation.middle).flatten(2).sum(2)
             generators.append((coefficients * relaxation.radius).flatten(2))
             coefficients = relaxation.transpose(coefficients)
-    box, inputs = region.box, None
-    if isinstance(region, ChangeRegion):
+    of_region, inputs = region.zonotope(coefficients), None
+    if of_region is None:
+        assert isinstance(region, ChangeRegion)
         inputs = InputTerm(coefficients, region)
     else:
-        center = center + (coefficients * box.center).flatten(2).sum(2)
-        generators.append((coefficients * box.radius).flatten(2))
+        center = center + of_region[0]
+        generators.append(of_region[1])
     if any(layer.error is not None for layer in layers):
-        size = (coefficients.abs() * magnitude(box)).flatten(2).sum(2)
+        size = (coefficients.abs() * magnitude(region.box)).flatten(2).sum(2)
         independent_error = independent_error + ACCUMULATION_ERROR * size
     errors = torch.cat([*generators, center.new_zeros(*center.shape, 0)], 2)
     return Zonotope(center.T, errors.transpose(0, 1), independent_error.T, inputs)

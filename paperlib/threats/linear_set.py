@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from paperlib.bounds.box import Interval
 from paperlib.bounds.interval import outward
-from paperlib.bounds.linear import LinearRelaxation, backward_substitute, concretize, initial_alpha
+from paperlib.bounds.linear import LinearRelaxation, backward_substitute, concretize, initial_alpha, parallel
 from paperlib.bounds.relaxation import relaxation_rule
 from paperlib.bounds.rounding import gamma, unit_roundoff
 from paperlib.threats.perturbation import ChangeRegion, PerturbationSet, check_range, image_shape
@@ -80,6 +80,17 @@ class LinearRegion(ChangeRegion):
         if self.rounding is not None:
             least = least - (coefficients.abs() * self.rounding).flatten(start).sum(-1)
         return torch.maximum(least, concretize(coefficients, self.box))
+
+    def zonotope(self, coefficients: Tensor) -> tuple[Tensor, Tensor]:
+        """One generator for each direction, and one for each pixel, which is 0 where the pixel does not saturate."""
+        start = 1 - self.x.ndim
+        clamp = parallel(self._clamp, self.unclamped)
+        slopes = (coefficients * clamp.slope).flatten(start)
+        middle = (self.x + _along(self.deltas.center, self.directions).sum(1)).flatten(1)
+        center = (slopes * middle).sum(-1) + (coefficients * clamp.middle).flatten(start).sum(-1)
+        along = torch.einsum("...bn,bkn->...bk", slopes, self.directions.flatten(2)) * self.deltas.radius
+        radius = clamp.radius if self.rounding is None else clamp.radius + self.rounding
+        return center, torch.cat([along, (coefficients * radius).flatten(start)], -1)
 
     def change(self, rows: Tensor) -> Interval:
         """From the relaxed clamp: exact where no pixel saturates. K + 1 products of matrices for each sign and end."""

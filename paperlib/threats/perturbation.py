@@ -50,6 +50,15 @@ class Region(ABC):
             layer: affine, with an interval and a relaxation rule.
         """
 
+    def zonotope(self, coefficients: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Center [*rows, batch] and generators [*rows, batch, errors] so that  coefficients . x'  is
+        center + generators . eta  for some eta in [-1, 1] that all rows share. A `ChangeRegion` may have none.
+
+        Args:
+            coefficients: [*rows, batch, *data_shape].
+        """
+        return BoxRegion(self.box).zonotope(coefficients)
+
     @abstractmethod
     def project(self, x_adv: Tensor) -> Tensor:
         """See `PerturbationSet.project`, for [batch, *data_shape]."""
@@ -80,6 +89,9 @@ class ChangeRegion(Region):
     """
 
     x: Tensor
+
+    def zonotope(self, coefficients: Tensor) -> tuple[Tensor, Tensor] | None:
+        return None
 
     @abstractmethod
     def change(self, rows: Tensor) -> Interval:
@@ -118,6 +130,11 @@ class BoxRegion(Region):
 
     def first_layer(self, layer: nn.Module) -> Interval:
         return interval_rule(layer, self.box)
+
+    def zonotope(self, coefficients: Tensor) -> tuple[Tensor, Tensor]:
+        data = 1 - self.box.lower.ndim
+        center = (coefficients * self.box.center).flatten(data).sum(-1)
+        return center, (coefficients * self.box.radius).flatten(data)
 
     def project(self, x_adv: Tensor) -> Tensor:
         return x_adv.clamp(*self.box)
