@@ -25,6 +25,7 @@ from paperlib.models.likelihood import Bernoulli, Gaussian, Likelihood
 from paperlib.models.vae import VAE, GaussianHeads, conv_vae, mlp_vae
 from paperlib.threats.attacks import fgsm, pgd
 from paperlib.threats.balls import LinfBall
+from paperlib.threats.l1_ball import L1Ball
 from paperlib.threats.l2_ball import L2Ball
 from paperlib.threats.linear_set import LinearSet, lighting, low_frequencies
 from paperlib.threats.patch import PatchSet
@@ -50,6 +51,7 @@ __all__ = [
     "Gaussian",
     "GaussianHeads",
     "Interval",
+    "L1Ball",
     "L2Ball",
     "Likelihood",
     "LikelihoodBounds",

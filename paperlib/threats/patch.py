@@ -34,7 +34,7 @@ class Windows:
         height, width = self.patch
         sums = F.avg_pool2d(pixels, (height, 1), (self.stride, 1), divisor_override=1)
         sums = F.avg_pool2d(sums, (1, width), (1, self.stride), divisor_override=1)
-        return sums.view(*lead, -1)
+        return sums.view(*lead, self.count)
 
     def unfold(self, values: Tensor) -> Tensor:
         """The pixels of each window, [positions, rows, pixels], of values [rows, features]."""
