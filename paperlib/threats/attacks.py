@@ -24,7 +24,7 @@ def fgsm(vae: VAE, x: Tensor, ball: PerturbationSet, noise: Tensor, target: Targ
     Shapes and errors as for `pgd`.
     """
     check_inputs(vae, x, noise)
-    _, gradient = _value_and_gradient(_elbo_objective(vae, x, ball, noise, target), x)
+    _, gradient = value_and_gradient(elbo_objective(vae, x, ball, noise, target), x)
     return ball.project(x - ball.steepest(gradient, x), x)
 
 
@@ -60,14 +60,14 @@ def pgd(
     if steps < 1 or restarts < 1:
         raise ValueError(f"an attack needs at least one step and one restart, got steps={steps}, restarts={restarts}")
     check_inputs(vae, x, noise)
-    objective = _elbo_objective(vae, x, ball, noise, target)
+    objective = elbo_objective(vae, x, ball, noise, target)
     if ball.size == 0:
         return ball.project(x, x)
     best, least = descend(objective, x, ball, x, steps)
     shifted = ball.project(x + ball.steepest(torch.ones_like(x), x), x)
-    best, least = _keep_lower(best, least, shifted, objective(shifted))
+    best, least = keep_lower(best, least, shifted, objective(shifted))
     for _ in range(restarts - 1):
-        best, least = _keep_lower(best, least, *descend(objective, x, ball, ball.sample(x, generator), steps))
+        best, least = keep_lower(best, least, *descend(objective, x, ball, ball.sample(x, generator), steps))
     return best
 
 
@@ -80,28 +80,31 @@ def descend(objective: Objective, x: Tensor, ball: PerturbationSet, start: Tenso
     point, best, least = start, start, torch.full_like(start.flatten(1)[:, 0], torch.inf)
     for step in range(steps):
         # The point is already projected: a clamp inside the graph would have no gradient at the pixel boundary.
-        value, gradient = _value_and_gradient(objective, point)
-        best, least = _keep_lower(best, least, point, value)
+        value, gradient = value_and_gradient(objective, point)
+        best, least = keep_lower(best, least, point, value)
         scale = 1.0 if step == 0 else 0.5 - 0.475 * step / steps
         point = region.project(point - ball.steepest(gradient, x, scale))
-    return _keep_lower(best, least, point, objective(point))
+    return keep_lower(best, least, point, objective(point))
 
 
 @torch.no_grad()
-def _keep_lower(best: Tensor, least: Tensor, point: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+def keep_lower(best: Tensor, least: Tensor, point: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    """For each example the point of lower value, and that value; at equal values the earlier one stays."""
     lower = (value < least).view(-1, *[1] * (best.ndim - 1))
     return torch.where(lower, point, best), torch.minimum(value, least)
 
 
 @torch.enable_grad()
-def _value_and_gradient(objective: Objective, x: Tensor) -> tuple[Tensor, Tensor]:
+def value_and_gradient(objective: Objective, x: Tensor) -> tuple[Tensor, Tensor]:
+    """The objective at each x, [batch], and its gradient there, of the shape of x: both without a graph."""
     x = x.detach().requires_grad_()
     value = objective(x)
     (gradient,) = torch.autograd.grad(value.sum(), x)
     return value.detach(), gradient
 
 
-def _elbo_objective(vae: VAE, x: Tensor, ball: PerturbationSet, noise: Tensor, target: Target) -> Objective:
+def elbo_objective(vae: VAE, x: Tensor, ball: PerturbationSet, noise: Tensor, target: Target) -> Objective:
+    """The ELBO at this noise draw, which an attack on inputs lowers. Raises ValueError as `pgd` for targets."""
     check_target(target)
     check_targets(vae, *(ball.box(x) if target == "perturbed" else (x,)))
 
