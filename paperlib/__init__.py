@@ -23,6 +23,7 @@ from paperlib.data.datasets import load_dataset
 from paperlib.models.elbo import elbo
 from paperlib.models.likelihood import Bernoulli, Gaussian, Likelihood
 from paperlib.models.vae import VAE, GaussianHeads, conv_vae, mlp_vae
+from paperlib.threats.apgd import apgd
 from paperlib.threats.attacks import fgsm, pgd
 from paperlib.threats.balls import LinfBall
 from paperlib.training.checkpoint import load, save
@@ -56,6 +57,7 @@ __all__ = [
     "Rounding",
     "SmoothCurve",
     "TrainConfig",
+    "apgd",
     "certificate",
     "certify",
     "certify_expected",

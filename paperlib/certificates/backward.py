@@ -45,6 +45,9 @@ from paperlib.certificates.likelihood_bounds import bounds_of
 from paperlib.models.likelihood import sum_per_example
 from paperlib.models.vae import VAE
 
+# of log p in output and target, and of the negative KL in mean and in log_var, all on the same side
+Terms = tuple[JointLinearFunction | AlphaRelaxation[JointLinearFunction], LinearFunction, LinearFunction]
+
 ALPHA_LEARNING_RATE = 0.25  # of the optimisation of alphas, which lie in [0, 1]
 
 
@@ -126,21 +129,24 @@ def linear_lower(relaxed: RelaxedVAE, alpha_steps: int = 0, beta: float = 1.0) -
 
     Or one of  log p - beta * KL  for any beta >= 0.
     """
-    bounds = relaxed.bounds
-    fit = bounds_of(relaxed.vae.likelihood).linear_below(bounds.output, bounds.target)
-    mean_term, log_var_term = (
-        LinearFunction(beta * term.slope, beta * term.offset)
-        for term in posterior_bounds.negative_kl_below(bounds.mean, bounds.log_var)
-    )
-    return optimize_alpha(partial(backward_elbo_bound, relaxed, 1.0, fit, (mean_term, log_var_term)), alpha_steps)
+    return optimize_alpha(partial(backward_elbo_bound, relaxed, 1.0, terms_below(relaxed, beta)), alpha_steps)
 
 
 def linear_upper(relaxed: RelaxedVAE, alpha_steps: int = 0) -> Tensor:
     """An upper bound of the ELBO over the box, [batch], in nats; the best that `alpha_steps` steps for alpha meet."""
     bounds = relaxed.bounds
     fit = bounds_of(relaxed.vae.likelihood).linear_above(bounds.output, bounds.target)
-    negative_kl = posterior_bounds.negative_kl_above(bounds.mean, bounds.log_var)
-    return -optimize_alpha(partial(backward_elbo_bound, relaxed, -1.0, fit, negative_kl), alpha_steps)
+    terms = (fit, *posterior_bounds.negative_kl_above(bounds.mean, bounds.log_var))
+    return -optimize_alpha(partial(backward_elbo_bound, relaxed, -1.0, terms), alpha_steps)
+
+
+def terms_below(relaxed: RelaxedVAE, beta: float = 1.0) -> Terms:
+    """Linear functions below log p and below  -beta * KL,  over the boxes of all that they depend on."""
+    bounds = relaxed.bounds
+    fit = bounds_of(relaxed.vae.likelihood).linear_below(bounds.output, bounds.target)
+    negative_kl = posterior_bounds.negative_kl_below(bounds.mean, bounds.log_var)
+    mean, log_var = (LinearFunction(beta * term.slope, beta * term.offset) for term in negative_kl)
+    return fit, mean, log_var
 
 
 def optimize_alpha(lower_bound: Callable[[AlphaSelector], Tensor], steps: int) -> Tensor:
@@ -180,22 +186,25 @@ def optimize_alpha(lower_bound: Callable[[AlphaSelector], Tensor], steps: int) -
         return torch.maximum(best, lower_bound(select_alpha))
 
 
-def backward_elbo_bound(
-    relaxed: RelaxedVAE,
-    sign: float,
-    fit: JointLinearFunction | AlphaRelaxation[JointLinearFunction],
-    negative_kl: tuple[LinearFunction, LinearFunction],
-    select_alpha: AlphaSelector,
-) -> Tensor:
-    """A lower bound of  sign * ELBO  over the box, [batch], in nats.
+def backward_elbo_bound(relaxed: RelaxedVAE, sign: float, terms: Terms, select_alpha: AlphaSelector) -> Tensor:
+    """A lower bound of  sign * ELBO  over the region of inputs, [batch], in nats. Arguments as for `backward_elbo`."""
+    coefficients, constant = backward_elbo(relaxed, sign, terms, select_alpha)
+    return constant + relaxed.bounds.region.concretize(coefficients)
 
-        log p >= fit(output, target)  and  -KL >= negative_kl(mean) + negative_kl(log_var)      for sign = 1, and
-        log p <= fit(output, target)  and  -KL <= negative_kl(mean) + negative_kl(log_var)      for sign = -1
+
+def backward_elbo(
+    relaxed: RelaxedVAE, sign: float, terms: Terms, select_alpha: AlphaSelector = initial_alpha
+) -> tuple[Tensor, Tensor]:
+    """sign * ELBO(x')  >=  c . x' + d,  in nats, for every x' of the region: c [batch, *data_shape] and d [batch].
 
     Args:
-        negative_kl: linear functions of mean and of log_var.
+        terms: linear functions (fit, mean, log_var) with
+
+            log p >= fit(output, target)  and  -KL >= mean(mean) + log_var(log_var)      for sign = 1, and
+            log p <= fit(output, target)  and  -KL <= mean(mean) + log_var(log_var)      for sign = -1
         select_alpha: picks one bound of each `AlphaRelaxation`.
     """
+    fit, mean_term, log_var_term = terms
     bounds, function = relaxed.bounds, select_alpha(fit)
     constant = sign * sum_per_example(function.offset)
     output_coefficients, target_coefficients = (
@@ -205,7 +214,6 @@ def backward_elbo_bound(
 
     # latent = mean + exp(log_var / 2) * noise, and the KL adds its own terms in mean and log_var
     scale_coefficients, offset = backward_substitute(latent_coefficients * relaxed.noise, relaxed.scale, select_alpha)
-    mean_term, log_var_term = negative_kl
     posterior_coefficients = torch.cat(
         [latent_coefficients + sign * mean_term.slope, scale_coefficients + sign * log_var_term.slope], 1
     )
@@ -220,7 +228,7 @@ def backward_elbo_bound(
         x_coefficients = x_coefficients + target_coefficients
     else:
         constant = constant + concretize(target_coefficients, bounds.target)
-    return constant + bounds.region.concretize(x_coefficients)
+    return x_coefficients, constant
 
 
 def backward_pass(
