@@ -26,6 +26,7 @@ from paperlib.models.vae import VAE, GaussianHeads, conv_vae, mlp_vae
 from paperlib.threats.apgd import apgd
 from paperlib.threats.attacks import fgsm, pgd
 from paperlib.threats.balls import LinfBall
+from paperlib.threats.suite import strongest
 from paperlib.training.checkpoint import load, save
 from paperlib.training.config import TrainConfig
 from paperlib.training.loop import train
@@ -80,5 +81,6 @@ __all__ = [
     "rounding_rule",
     "save",
     "smooth",
+    "strongest",
     "train",
 ]

@@ -127,14 +127,19 @@ def elbo_objective(
 
     Raises ValueError as `pgd` for targets and for x.
     """
-    check_target(target)
-    check_targets(vae, *(ball.box(x) if target == "perturbed" else (x,)))
+    check_explained(vae, x, ball, target)
 
     def objective(point: Tensor) -> Tensor:
         value = unchecked_elbo(vae, point, noise, x if target == "clean" else point)
         return -value if maximize else value
 
     return objective
+
+
+def check_explained(vae: VAE, x: Tensor, ball: PerturbationSet, target: Target) -> None:
+    """Raises ValueError for an unknown target, or a set with targets that the likelihood does not explain."""
+    check_target(target)
+    check_targets(vae, *(ball.box(x) if target == "perturbed" else (x,)))
 
 
 def per_example(values: Tensor, x: Tensor) -> Tensor:
