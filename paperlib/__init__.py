@@ -23,6 +23,7 @@ from paperlib.data.datasets import load_dataset
 from paperlib.models.elbo import elbo
 from paperlib.models.likelihood import Bernoulli, Gaussian, Likelihood
 from paperlib.models.vae import VAE, GaussianHeads, conv_vae, mlp_vae
+from paperlib.threats.apgd import apgd
 from paperlib.threats.attacks import fgsm, pgd
 from paperlib.threats.balls import LinfBall
 from paperlib.threats.l1_ball import L1Ball
@@ -30,6 +31,7 @@ from paperlib.threats.l2_ball import L2Ball
 from paperlib.threats.linear_set import LinearSet, lighting, low_frequencies
 from paperlib.threats.patch import PatchSet
 from paperlib.threats.picture import attack_picture
+from paperlib.threats.suite import strongest
 from paperlib.training.checkpoint import load, save
 from paperlib.training.config import TrainConfig
 from paperlib.training.loop import train
@@ -65,6 +67,7 @@ __all__ = [
     "Rounding",
     "SmoothCurve",
     "TrainConfig",
+    "apgd",
     "attack_picture",
     "certificate",
     "certify",
@@ -90,5 +93,6 @@ __all__ = [
     "rounding_rule",
     "save",
     "smooth",
+    "strongest",
     "train",
 ]

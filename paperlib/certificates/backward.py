@@ -25,6 +25,7 @@ from paperlib.bounds.linear import (
     LinearRelaxation,
     backward_substitute,
     concretize,
+    initial_alpha,
 )
 from paperlib.bounds.relaxation import Affine, Relaxation, relaxation_rule
 from paperlib.bounds.rounding import magnitude, rounding_rule
@@ -119,50 +120,66 @@ def _relax(
     )
 
 
+@dataclass(frozen=True)
+class ElboTerms:
+    """Linear functions on one side of the terms of the ELBO: of log p in output and target, of -KL in mean and log_var.
+
+    With `target`, `fit` is that of the single target  target.point, and the rest is what the perturbed target adds.
+    """
+
+    fit: JointLinearFunction | AlphaRelaxation[JointLinearFunction]
+    mean: LinearFunction
+    log_var: LinearFunction
+    target: TargetTerm | None
+
+
+def terms_below(relaxed: RelaxedVAE, beta: float = 1.0) -> ElboTerms:
+    """Linear functions below log p and below  -beta * KL,  over the boxes of all that they depend on."""
+    bounds, likelihood = relaxed.bounds, relaxed.vae.likelihood
+    target = TargetTerm.of(likelihood, bounds)
+    fit = bounds_of(likelihood).linear_below(bounds.output, bounds.target if target is None else target.point)
+    negative_kl = posterior_bounds.negative_kl_below(bounds.mean, bounds.log_var)
+    mean, log_var = (LinearFunction(beta * term.slope, beta * term.offset) for term in negative_kl)
+    return ElboTerms(fit, mean, log_var, target)
+
+
+def terms_above(relaxed: RelaxedVAE) -> ElboTerms:
+    """Linear functions above log p and above -KL, likewise."""
+    bounds, likelihood = relaxed.bounds, relaxed.vae.likelihood
+    target = TargetTerm.of(likelihood, bounds)
+    fit = bounds_of(likelihood).linear_above(bounds.output, bounds.target if target is None else target.point)
+    return ElboTerms(fit, *posterior_bounds.negative_kl_above(bounds.mean, bounds.log_var), target)
+
+
 def linear_lower(relaxed: RelaxedVAE, alpha_steps: int = 0, beta: float = 1.0) -> Tensor:
-    """A lower bound of the ELBO over the box, [batch], in nats; the best that `alpha_steps` steps for alpha meet.
+    """A lower bound of the ELBO over the region, [batch], in nats; the best that `alpha_steps` steps for alpha meet.
 
     Or one of  log p - beta * KL  for any beta >= 0.
     """
-    bounds = relaxed.bounds
-    term = TargetTerm.of(relaxed.vae.likelihood, bounds)
-    fit = bounds_of(relaxed.vae.likelihood).linear_below(bounds.output, bounds.target if term is None else term.point)
-    mean_term, log_var_term = (
-        LinearFunction(beta * term.slope, beta * term.offset)
-        for term in posterior_bounds.negative_kl_below(bounds.mean, bounds.log_var)
-    )
-    return optimize_alpha(partial(backward_elbo_bound, relaxed, 1.0, fit, (mean_term, log_var_term), term), alpha_steps)
+    return optimize_alpha(partial(backward_elbo_bound, relaxed, 1.0, terms_below(relaxed, beta)), alpha_steps)
 
 
 def linear_upper(relaxed: RelaxedVAE, alpha_steps: int = 0) -> Tensor:
-    """An upper bound of the ELBO over the box, [batch], in nats; the best that `alpha_steps` steps for alpha meet."""
-    bounds = relaxed.bounds
-    term = TargetTerm.of(relaxed.vae.likelihood, bounds)
-    fit = bounds_of(relaxed.vae.likelihood).linear_above(bounds.output, bounds.target if term is None else term.point)
-    negative_kl = posterior_bounds.negative_kl_above(bounds.mean, bounds.log_var)
-    return -optimize_alpha(partial(backward_elbo_bound, relaxed, -1.0, fit, negative_kl, term), alpha_steps)
+    """An upper bound of the ELBO over the region, [batch], nats; the best that `alpha_steps` steps for alpha meet."""
+    return -optimize_alpha(partial(backward_elbo_bound, relaxed, -1.0, terms_above(relaxed)), alpha_steps)
 
 
-def backward_elbo_bound(
-    relaxed: RelaxedVAE,
-    sign: float,
-    fit: JointLinearFunction | AlphaRelaxation[JointLinearFunction],
-    negative_kl: tuple[LinearFunction, LinearFunction],
-    term: TargetTerm | None,
-    select_alpha: AlphaSelector,
-) -> Tensor:
-    """A lower bound of  sign * ELBO  over the region of inputs, [batch], in nats.
+def backward_elbo_bound(relaxed: RelaxedVAE, sign: float, terms: ElboTerms, select_alpha: AlphaSelector) -> Tensor:
+    """A lower bound of  sign * ELBO  over the region of inputs, [batch], in nats. Arguments as for `backward_elbo`."""
+    coefficients, constant = backward_elbo(relaxed, sign, terms, select_alpha)
+    return constant + relaxed.bounds.region.concretize(coefficients)
 
-        log p >= fit(output, target)  and  -KL >= negative_kl(mean) + negative_kl(log_var)      for sign = 1, and
-        log p <= fit(output, target)  and  -KL <= negative_kl(mean) + negative_kl(log_var)      for sign = -1
+
+def backward_elbo(
+    relaxed: RelaxedVAE, sign: float, terms: ElboTerms, select_alpha: AlphaSelector = initial_alpha
+) -> tuple[Tensor, Tensor]:
+    """sign * ELBO(x')  >=  c . x' + d,  in nats, for every x' of the region: c [batch, *data_shape] and d [batch].
 
     Args:
-        fit: with a `term`, of the single target  term.point.
-        negative_kl: linear functions of mean and of log_var.
-        term: what the perturbed target adds.
+        terms: below the terms of the ELBO for sign = 1, above them for sign = -1.
         select_alpha: picks one bound of each `AlphaRelaxation`.
     """
-    bounds, function = relaxed.bounds, select_alpha(fit)
+    bounds, function = relaxed.bounds, select_alpha(terms.fit)
     constant = sign * sum_per_example(function.offset)
     output_coefficients, target_coefficients = (
         slope if sign > 0 else -slope for slope in (function.output_slope, function.target_slope)
@@ -171,28 +188,27 @@ def backward_elbo_bound(
 
     # latent = mean + exp(log_var / 2) * noise, and the KL adds its own terms in mean and log_var
     scale_coefficients, offset = backward_substitute(latent_coefficients * relaxed.noise, relaxed.scale, select_alpha)
-    mean_term, log_var_term = negative_kl
     posterior_coefficients = torch.cat(
-        [latent_coefficients + sign * mean_term.slope, scale_coefficients + sign * log_var_term.slope], 1
+        [latent_coefficients + sign * terms.mean.slope, scale_coefficients + sign * terms.log_var.slope], 1
     )
-    constant = constant + sum_per_example(offset + sign * (mean_term.offset + log_var_term.offset))
+    constant = constant + sum_per_example(offset + sign * (terms.mean.offset + terms.log_var.offset))
 
     x_coefficients, constant = backward_pass(relaxed.encoder, posterior_coefficients, constant, select_alpha)
     if relaxed.rounding is not None:
         constant = constant - sum_per_example(latent_coefficients.abs() * relaxed.rounding.latent) - relaxed.rounding.kl
         input_size = x_coefficients.abs() * magnitude(bounds.input)
         constant = constant - ACCUMULATION_ERROR * sum_per_example(joint_size(function, bounds) + input_size)
-        if term is not None:
-            size = (term.coefficients.abs() * magnitude(bounds.input)).flatten(1).sum(1) + term.error
+    if (term := terms.target) is not None:
+        if relaxed.rounding is not None:
+            size = sum_per_example(term.coefficients.abs() * magnitude(bounds.input)) + term.error
             constant = constant - 4 * ACCUMULATION_ERROR * size
-    if term is not None:
         x_coefficients = x_coefficients + sign * term.coefficients
         constant = constant + sign * term.offset - term.error + concretize(target_coefficients, term.point)
     elif bounds.target is bounds.input:  # the same x' is input and target: its coefficients add up
         x_coefficients = x_coefficients + target_coefficients
     else:
         constant = constant + concretize(target_coefficients, bounds.target)
-    return constant + bounds.region.concretize(x_coefficients)
+    return x_coefficients, constant
 
 
 def backward_pass(

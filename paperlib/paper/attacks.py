@@ -19,6 +19,7 @@ from paperlib.paper.mnist_training import EPS, EPS_GRID, SIZES, ModelAtRadius, m
 from paperlib.runtime.parallel import in_parallel
 from paperlib.threats.attacks import fgsm, pgd
 from paperlib.threats.balls import LinfBall
+from paperlib.threats.suite import greyest_point
 
 
 def attack_config(dataset: str, profile: str) -> dict[str, Any]:
@@ -98,14 +99,6 @@ def _strength(work: tuple[ModelAtRadius, tuple[str, int, int]]) -> Tensor:
         point = {"none": x, "random": ball.sample(x, generator), "shift": ball.project(x + ball.eps, x)}[attack]
     with torch.no_grad():
         return elbo(vae, point, noise)
-
-
-def greyest_point(x: Tensor, ball: LinfBall) -> Tensor:
-    """Each pixel moved as far towards 1/2 as the ball allows: its point of greatest entropy, of the shape of x.
-
-    Raises ValueError for an x outside the data range, as `LinfBall.box`.
-    """
-    return ball.project(torch.full_like(x, 0.5), x)
 
 
 def entropy_ceiling(x: Tensor, ball: LinfBall) -> Tensor:

@@ -12,8 +12,9 @@ from paperlib import VAE, Bernoulli, LinfBall, TrainConfig, certificate, elbo, f
 from paperlib.certificates.evaluation import check_sandwich, evaluation_noise
 from paperlib.data.datasets import Dataset
 from paperlib.paper import attacks
-from paperlib.paper.attacks import entropy_ceiling, greyest_point
+from paperlib.paper.attacks import entropy_ceiling
 from paperlib.paper.mnist_training import EPS, EPS_GRID
+from paperlib.threats.suite import greyest_point
 
 
 def test_attacked_rows_are_complete_and_in_order(models: dict[str, VAE], test: Dataset) -> None:
