@@ -23,18 +23,21 @@ from paperlib.data.datasets import load_dataset
 from paperlib.models.elbo import elbo
 from paperlib.models.likelihood import Bernoulli, Gaussian, Likelihood
 from paperlib.models.vae import VAE, GaussianHeads, conv_vae, mlp_vae
+from paperlib.rivals.civet import civet_error
 from paperlib.threats.attacks import fgsm, pgd
 from paperlib.threats.balls import LinfBall
 from paperlib.training.checkpoint import load, save
 from paperlib.training.config import TrainConfig
 from paperlib.training.loop import train
 from paperlib.training.loss import robust_loss
+from paperlib.training.objective import OBJECTIVES, Objective, TrainingStep
 
 __version__ = "0.1.0"
 
 __all__ = [
     "IBP",
     "METHODS",
+    "OBJECTIVES",
     "VAE",
     "Affine",
     "Auto",
@@ -52,14 +55,17 @@ __all__ = [
     "LinearRelaxation",
     "LinfBall",
     "Method",
+    "Objective",
     "Residual",
     "Rounding",
     "SmoothCurve",
     "TrainConfig",
+    "TrainingStep",
     "certificate",
     "certify",
     "certify_expected",
     "check_rules",
+    "civet_error",
     "concave",
     "conv_vae",
     "convex",

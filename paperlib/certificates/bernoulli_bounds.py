@@ -38,6 +38,9 @@ class BernoulliBounds(LikelihoodBounds):
         assert best is not None
         return sum_per_example(best)
 
+    def mean(self, output: Interval) -> Interval:
+        return output.map(torch.sigmoid)
+
     def rounding(self, output: Interval, target: Interval) -> Rounding:
         # A summand t * l - softplus(l) takes a few roundings of its two parts (and of 1, as `softplus` adds 1), and all
         # summands share those of the sum. Where the fit is good a summand is far smaller than its parts:
