@@ -23,6 +23,7 @@ from paperlib.data.datasets import load_dataset
 from paperlib.models.elbo import elbo
 from paperlib.models.likelihood import Bernoulli, Gaussian, Likelihood
 from paperlib.models.vae import VAE, GaussianHeads, conv_vae, mlp_vae
+from paperlib.rivals.civet import civet_error
 from paperlib.threats.apgd import apgd
 from paperlib.threats.attacks import fgsm, pgd
 from paperlib.threats.balls import LinfBall
@@ -36,12 +37,14 @@ from paperlib.training.checkpoint import load, save
 from paperlib.training.config import TrainConfig
 from paperlib.training.loop import train
 from paperlib.training.loss import robust_loss
+from paperlib.training.objective import OBJECTIVES, Objective, TrainingStep
 
 __version__ = "0.1.0"
 
 __all__ = [
     "IBP",
     "METHODS",
+    "OBJECTIVES",
     "VAE",
     "Affine",
     "Auto",
@@ -62,17 +65,20 @@ __all__ = [
     "LinearSet",
     "LinfBall",
     "Method",
+    "Objective",
     "PatchSet",
     "Residual",
     "Rounding",
     "SmoothCurve",
     "TrainConfig",
+    "TrainingStep",
     "apgd",
     "attack_picture",
     "certificate",
     "certify",
     "certify_expected",
     "check_rules",
+    "civet_error",
     "concave",
     "conv_vae",
     "convex",

@@ -7,6 +7,7 @@ import runpy
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -81,8 +82,16 @@ def test_every_field_of_the_configuration_is_a_flag(capsys: pytest.CaptureFixtur
     for command in ("train", "sweep"):
         assert status(command, "--help") == 0
         text = capsys.readouterr().out
-        for name in CONFIG.as_dict():
+        for name in vars(CONFIG):
             assert f"--{name.replace('_', '-')} " in text
+
+
+def test_an_objective_is_trained_by_its_flag(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = replace(CONFIG, objective="civet", weight_decay=0.1)
+    assert status("train", *FLAGS, "--objective", "civet", "--weight-decay", "0.1") == 0
+    assert load(here / "runs" / config.digest / "model.safetensors", config).latent_dim == 4
+    assert status("train", *FLAGS, "--objective", "magic") == 1
+    assert "TrainConfig.objective is out of range: 'magic'; use one of adversarial, civet" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

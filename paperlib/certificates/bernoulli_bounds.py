@@ -41,6 +41,9 @@ class BernoulliBounds(LikelihoodBounds):
     def target_slope(self, output: Interval) -> Interval:
         return output
 
+    def mean(self, output: Interval) -> Interval:
+        return output.map(torch.sigmoid)
+
     def rounding(self, output: Interval, target: Interval) -> Rounding:
         # A summand t * l - softplus(l) takes a few roundings of its two parts (and of 1, as `softplus` adds 1), and all
         # summands share those of the sum. Where the fit is good a summand is far smaller than its parts:

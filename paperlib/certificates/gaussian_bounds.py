@@ -29,6 +29,9 @@ class GaussianBounds(LikelihoodBounds):
         nearest = torch.maximum(target.lower - output.upper, output.lower - target.upper).clamp(min=0)
         return sum_per_example(self._log_density(nearest))
 
+    def mean(self, output: Interval) -> Interval:
+        return output
+
     def rounding(self, output: Interval, target: Interval) -> Rounding:
         # exp and the distance round before they are squared; the constant is rounded when it is used
         inverse = torch.exp(-self.likelihood.log_scale)

@@ -6,6 +6,7 @@ lower:  smallest log-likelihood over the boxes of output and target  -  largest 
 from dataclasses import dataclass
 from typing import Self
 
+import torch
 from torch import Tensor, nn
 
 from paperlib.bounds.box import Interval
@@ -30,8 +31,11 @@ class IntervalBounds:
     decoder: list[Interval]  # from the latent [batch, latent_dim] on, after each layer
 
     @classmethod
-    def of(cls, vae: VAE, inputs: Region | Interval, noise: Tensor, target: Interval) -> Self:
+    def of(cls, vae: VAE, inputs: Region | Interval, noise: Tensor, target: Interval, spread: float = 0.0) -> Self:
         """Propagate a region or a box of inputs through encoder, reparametrisation and decoder.
+
+        Args:
+            spread: the boxes hold for every noise whose elements are within this of those of `noise`.
 
         Raises:
             ValueError: an encoder or decoder whose output does not fit noise or target.
@@ -43,6 +47,8 @@ class IntervalBounds:
             encoder.append(prefix.image(place, layer, encoder[-1]))
         mean, log_var = posterior_boxes(vae, encoder[-1], noise, region.box.lower)
         latent = posterior_bounds.reparametrize_bounds(mean, log_var, noise)
+        if spread > 0:
+            latent = latent.widen(spread * torch.exp(log_var.upper / 2))
         decoder = propagate_all(vae.decoder, latent, "decoder")
         check_shape("the decoder's output", decoder[-1].lower, "target", target.lower, region.box.lower)
         return cls(region, target, encoder, mean, log_var, decoder)

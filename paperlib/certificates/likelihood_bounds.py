@@ -9,6 +9,7 @@ Shapes: output and target are [batch, *data_shape]; sums over an example are [ba
 
 from abc import ABC, abstractmethod
 from functools import singledispatch
+from typing import Literal
 
 from torch import Tensor
 
@@ -73,6 +74,13 @@ class LikelihoodBounds(ABC):
         """
         raise NotImplementedError(f"{type(self).__name__} has no decrease_bound, which certify_expected needs")
 
+    def mean(self, output: Interval) -> Interval:
+        """A box that contains the expected data `mean` for every output of the box, [batch, *data_shape].
+
+        Only bounds of the reconstruction error need this.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no mean, which bounds of the reconstruction error need")
+
     def rounding(self, output: Interval, target: Interval) -> Rounding:
         """How `log_prob` rounds, at worst over both boxes and in any order of summation, [batch].
 
@@ -90,13 +98,16 @@ def likelihood_bounds(likelihood: Likelihood) -> LikelihoodBounds:
     raise UnsupportedLayerError(f"no bounds for {type(likelihood).__name__}")
 
 
-def bounds_of(likelihood: Likelihood) -> LikelihoodBounds:
+def bounds_of(likelihood: Likelihood, method: Literal["log_prob", "mean"] = "log_prob") -> LikelihoodBounds:
     """The bounds of this likelihood.
 
+    Args:
+        method: of the likelihood, which is to be bounded.
+
     Raises UnsupportedLayerError where none are registered for its type, or where a subclass or the object itself
-    replaces the `log_prob` that the registered ones bound.
+    replaces the method that the registered ones bound.
     """
-    bounded = frozenset({"log_prob"})
+    bounded = frozenset({method})
     kind = registered_type(likelihood_bounds, type(likelihood))
     if kind is None or overridden(type(likelihood), kind, bounded) or bounded.intersection(vars(likelihood)):
         name = type(likelihood).__name__

@@ -24,7 +24,8 @@ class Flags(TrainConfig):
 
     proVAE maximises kappa * ELBO + (1 - kappa) * certificate (paper, section 4); kappa = 1 is the plain VAE. The radius
     eps rises linearly from 0 between ramp-start and ramp-end, and kappa falls from 1 at the same time. After the ramp
-    the learning rate falls linearly to lr-final of its value.
+    the learning rate falls linearly to lr-final of its value. Another objective has a robust term of its own in the
+    place of the certificate; kappa, eps and the ramp are its too.
     """
 
     def __post_init__(self) -> None:

@@ -2,8 +2,10 @@
 
 import hashlib
 import io
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, overload
 from zipfile import BadZipFile
 
 import numpy as np
@@ -11,8 +13,17 @@ import torch
 from torch import Tensor
 
 from paperlib.threats.balls import LinfBall
+from paperlib.threats.l1_ball import L1Ball
+from paperlib.threats.l2_ball import L2Ball
+from paperlib.threats.perturbation import PerturbationSet
 
 Array = Tensor | np.ndarray
+Norm = Literal["linf", "l2", "l1"]
+BALLS: dict[str, Callable[[float, float, float], PerturbationSet]] = {
+    "linf": LinfBall,
+    "l2": L2Ball,
+    "l1": L1Ball,
+}  # by the norm
 
 
 class DataError(ValueError):
@@ -61,9 +72,15 @@ class Dataset:
     def shape(self) -> tuple[int, ...]:
         return tuple(self.x.shape[1:])
 
-    def ball(self, eps: float) -> LinfBall:
-        """The l-infinity ball of this radius, clipped to the range of the data."""
-        return LinfBall(eps, self.low, self.high)
+    @overload
+    def ball(self, eps: float, norm: Literal["linf"] = "linf") -> LinfBall: ...
+    @overload
+    def ball(self, eps: float, norm: Norm) -> PerturbationSet: ...
+    def ball(self, eps: float, norm: Norm = "linf") -> PerturbationSet:
+        """The ball of this radius in this norm, clipped to the range of the data. Raises ValueError for other norms."""
+        if norm not in BALLS:
+            raise ValueError(f"there is no ball in the norm {norm!r}; use one of {', '.join(map(repr, BALLS))}")
+        return BALLS[norm](eps, self.low, self.high)
 
 
 def _floats(x: Array) -> Tensor:

@@ -11,7 +11,7 @@ from paperlib.data.arrays import Dataset
 from paperlib.models.elbo import check_targets
 from paperlib.models.vae import VAE
 from paperlib.training.config import TrainConfig
-from paperlib.training.loss import robust_loss
+from paperlib.training.objective import TrainingStep, find_objective
 
 
 @torch.no_grad()
@@ -26,14 +26,17 @@ def check_trainable(vae: VAE, x: Tensor, data: Dataset, config: TrainConfig) -> 
             examples of its batch, where a certificate is trained on.
         UnsupportedLayerError: a layer without the rules that the certificate needs.
     """
-    ball, ends = data.ball(config.eps), torch.stack(data.x.aminmax())
+    ball, ends = data.ball(config.eps, config.threat), torch.stack(data.x.aminmax())
     check_targets(vae, *target_box(config.target, ball.unchecked_region(ends).box, ends))
     noise = torch.zeros(1, vae.latent_dim, dtype=x.dtype, device=x.device)
     certificate(vae.eval(), x, ball, noise, config.bound, config.target)  # as the history has it
     if config.kappa < 1:
-        _check_independence(vae, config)
-        # of the certificate alone: a clean ELBO in training mode would draw random numbers
-        robust_loss(vae.train(), x, ball, noise, 0.0, config.bound, config.target)
+        objective = find_objective(config.objective)
+        if objective.bounds_layers:
+            _check_independence(vae, config)
+        # in evaluation mode, unless layers are refused that could then do something else, draw or fail at one example
+        step = TrainingStep(x, x, ball, noise, config.kappa, config.bound, config.target, config.beta)
+        objective.robust_term(vae.train(objective.bounds_layers), step)
 
 
 def _check_independence(vae: VAE, config: TrainConfig) -> None:

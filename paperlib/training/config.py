@@ -6,15 +6,17 @@ import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 
+from paperlib.data.arrays import Norm
 from paperlib.models.likelihood import Bernoulli, Gaussian, Likelihood
 from paperlib.models.vae import VAE, mlp_vae
+from paperlib.training.objective import OBJECTIVES
 
 # Fields that files and digests from before do not have, with the value that those were made with.
-LATER_FIELDS: Mapping[str, Any] = {"beta": 1.0}
+LATER_FIELDS: Mapping[str, Any] = {"beta": 1.0, "objective": "provae", "weight_decay": 0.0, "threat": "linf"}
 
 
 def _whole(name: str, value: Any) -> int:
@@ -35,6 +37,9 @@ class TrainConfig:
     `beta` other than 1 both are of  log p - beta * KL  instead (beta-VAE: Higgins et al. 2017).
     eps rises linearly from 0 between `ramp_start` and `ramp_end`, and kappa falls from 1 at the same time; after the
     ramp the learning rate falls linearly to `lr_final` of its value. Both ramp ends are fractions of `steps`.
+
+    Another `objective` than "provae" puts its own robust term in the place of the certificate, see `paperlib.rivals`.
+    Kappa, eps, the ramp, beta and target keep their meaning. `bound` is then only that of the history's certificate.
     """
 
     dataset: str = "mnist"  # Name of the data set: mnist, fashion-mnist, mnist5k (embedded), auto or a toy set.
@@ -56,6 +61,9 @@ class TrainConfig:
     clip: float = 1e3  # Largest gradient norm, in nats.
     seed: int = 0  # Seed of weights, batches and noise.
     beta: float = 1.0  # Weight of the KL in the objective; certificates and history are of the ELBO itself, at 1.
+    objective: str = "provae"  # Robust term: provae, adversarial, smooth-encoder, noise (of deviation eps) or civet.
+    weight_decay: float = 0.0  # Each step shrinks all parameters by lr * weight_decay (AdamW); 0 is Adam.
+    threat: Norm = "linf"  # Norm of the ball that is trained on: linf, l2 or l1.
 
     def __post_init__(self) -> None:
         # Equal values are the same configuration and must have the same digest: an eps of 0 and one of 0.0, 1e3 steps
@@ -67,8 +75,9 @@ class TrainConfig:
             object.__setattr__(self, name, tuple(_whole(name, side) for side in sides))
         for name in ("latent_dim", "steps", "batch_size", "seed"):
             object.__setattr__(self, name, _whole(name, getattr(self, name)))
-        for name in ("scale", "eps", "kappa", "lr", "lr_final", "ramp_start", "ramp_end", "clip", "beta"):
-            object.__setattr__(self, name, float(getattr(self, name)))
+        for field in dataclasses.fields(self):
+            if field.type is float:
+                object.__setattr__(self, field.name, float(getattr(self, field.name)))
         rules = {
             "data_shape": bool(self.data_shape) and all(side > 0 for side in self.data_shape),
             "hidden": all(width > 0 for width in self.hidden),
@@ -87,10 +96,14 @@ class TrainConfig:
             "ramp_end": self.ramp_end <= 1,
             "clip": self.clip > 0,
             "beta": 0 <= self.beta < math.inf,
+            "objective": self.objective in OBJECTIVES,
+            "weight_decay": 0 <= self.weight_decay < math.inf,
+            "threat": self.threat in get_args(Norm),
         }
         for name, holds in rules.items():
             if not holds:
-                raise ValueError(f"TrainConfig.{name} is out of range: {getattr(self, name)!r}")
+                words = f"; use one of {', '.join(sorted(OBJECTIVES))}" if name == "objective" else ""
+                raise ValueError(f"TrainConfig.{name} is out of range: {getattr(self, name)!r}{words}")
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> "TrainConfig":

@@ -1,13 +1,32 @@
 """The objective of proVAE (paper, section 4)."""
 
-import torch
+from dataclasses import dataclass
+
 from torch import Tensor
 
 from paperlib.certificates.intervals import IntervalBounds, target_box
 from paperlib.certificates.method import Method, Problem, TrainableMethod, find_method
-from paperlib.models.elbo import Target, unchecked_elbo
+from paperlib.models.elbo import Target
 from paperlib.models.vae import VAE
 from paperlib.threats.perturbation import PerturbationSet
+from paperlib.training.objective import OBJECTIVES, Objective, TrainingStep
+
+
+@dataclass(frozen=True)
+class ProVAE(Objective):
+    """The robust term is a certified lower bound of the ELBO over the perturbation set, by the method of the step."""
+
+    @property
+    def bounds_layers(self) -> bool:
+        return True
+
+    def robust_term(self, vae: VAE, step: TrainingStep) -> Tensor:
+        method, region = _trainable(step.method), step.ball.unchecked_region(step.x)
+        bounds = IntervalBounds.of(vae, region, step.noise, target_box(step.target, region.box, step.x))
+        return method.lower_over(Problem(vae, step.noise, bounds, beta=step.beta))
+
+
+OBJECTIVES["provae"] = ProVAE()
 
 
 def robust_loss(
@@ -37,15 +56,12 @@ def robust_loss(
     """
     if not beta >= 0:
         raise ValueError(f"beta must not be negative, got {beta}")
+    # minimise over the weights  -kappa ELBO(x) - (1 - kappa) C(x)  with  C(x) <= min over x' in the ball of ELBO(x')
+    return ProVAE().loss(vae, TrainingStep(x, x, ball, noise, kappa, _trainable(method), target, beta))
+
+
+def _trainable(method: str | Method) -> TrainableMethod:
     trained = find_method(method)
     if not (isinstance(trained, TrainableMethod) and trained.differentiable):
         raise ValueError(f"{trained} is not differentiable: train on 'ibp', or 'crown-ibp' without steps for alpha")
-    # minimise over the weights  -kappa ELBO(x) - (1 - kappa) C(x)  with  C(x) <= min over x' in the ball of ELBO(x')
-    objective = torch.zeros(len(x), dtype=x.dtype, device=x.device)
-    if kappa > 0:
-        objective = objective + kappa * unchecked_elbo(vae, x, noise, x, beta)
-    if kappa < 1:
-        region = ball.unchecked_region(x)
-        bounds = IntervalBounds.of(vae, region, noise, target_box(target, region.box, x))
-        objective = objective + (1 - kappa) * trained.lower_over(Problem(vae, noise, bounds, beta=beta))
-    return -objective.mean()
+    return trained

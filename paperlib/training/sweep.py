@@ -137,7 +137,8 @@ def _train_and_measure(config: TrainConfig, folder: Path, images: int | None, de
     test = load_dataset(config.dataset, "test")
     x = test.x[:images]
     noise = evaluation_noise(len(x), vae.latent_dim, seed=NOISE_SEED)
-    certified = {method: certify(vae, x, test.ball(config.eps), noise, method=method) for method in CERTIFIED_BY}
+    ball = test.ball(config.eps, config.threat)
+    certified = {method: certify(vae, x, ball, noise, method=method) for method in CERTIFIED_BY}
     clean = certified["ibp"]
     fields = {k: " ".join(map(str, v)) if isinstance(v, tuple) else v for k, v in asdict(config).items()}
     row = {"digest": config.digest, **fields, "images": len(x), "clean": clean["clean"].mean()}

@@ -98,6 +98,32 @@ def test_point_boxes_give_the_value_bit_for_bit(likelihood: Likelihood, dtype: t
 
 
 @EACH
+@given(seed=st.integers(0, 2**16))
+def test_a_box_of_expected_data_is_that_of_the_outputs_and_attained(likelihood: Likelihood, seed: int) -> None:
+    torch.manual_seed(seed)
+    output, _ = boxes(2, 3)
+    box, values = bounds_of(likelihood, "mean").mean(output), likelihood.mean(points_of(*output))
+    assert_encloses(box, values)
+    for end, attained in ((box.lower, values.amin(0)), (box.upper, values.amax(0))):
+        torch.testing.assert_close(end, attained, rtol=ROUNDING, atol=ROUNDING)
+
+
+def test_expected_data_are_bounded_where_the_likelihood_has_their_registered_mean(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Inverted(Bernoulli):
+        def mean(self, output: Tensor) -> Tensor:
+            return torch.sigmoid(-output)
+
+    assert bounds_of(Inverted()).lower(*boxes(2, 3)).shape == (2,), "the density is still that of Bernoulli"
+    with pytest.raises(UnsupportedLayerError, match="no bounds for the likelihood Inverted"):
+        bounds_of(Inverted(), "mean")
+    monkeypatch.delattr(type(bounds_of(Bernoulli())), "mean")
+    with pytest.raises(NotImplementedError, match="has no mean, which bounds of the reconstruction error need"):
+        bounds_of(Bernoulli(), "mean").mean(boxes(2, 3)[0])
+
+
+@EACH
 def test_smaller_boxes_give_tighter_bounds(likelihood: Likelihood) -> None:
     output, target = boxes(50, 4)
     inner = [Interval(box.center - box.radius / 2, box.center + box.radius / 2) for box in (output, target)]

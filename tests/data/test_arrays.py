@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from paperlib import Dataset
+from paperlib import Dataset, LinfBall
+from paperlib.data import arrays
 from paperlib.data.arrays import DataError, file_checksum, load_array
 
 TABLE = np.random.default_rng(0).normal(50, 20, (30, 5))  # float64, as numpy makes it
@@ -41,6 +42,15 @@ def test_an_array_that_cannot_be_written_is_copied() -> None:
         assert tensor is not None
         tensor.fill_(1)
     assert not frozen.any() and not classes.any()
+
+
+def test_a_ball_is_made_by_the_word_of_its_norm(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(arrays, "BALLS", {"linf": LinfBall, "l2": lambda eps, low, high: LinfBall(2 * eps, low, high)})
+    data = Dataset("own", torch.zeros(3, 2), low=-1.0, high=2.0)
+    assert data.ball(0.5) == data.ball(0.5, "linf") == LinfBall(0.5, -1.0, 2.0)
+    assert data.ball(0.5, "l2") == LinfBall(1.0, -1.0, 2.0)
+    with pytest.raises(ValueError, match="there is no ball in the norm 'l1'; use one of 'linf', 'l2'"):
+        data.ball(0.5, "l1")
 
 
 def test_the_ends_of_a_float64_array_are_its_range_in_every_precision() -> None:

@@ -55,6 +55,10 @@ def test_rounding_up_goes_towards_plus_infinity(value: float, printed: str) -> N
     assert rounded_up(value) == printed
 
 
+def test_a_bound_that_overflowed_is_printed_as_it_is() -> None:
+    assert (rounded_down(-math.inf), rounded_up(math.inf, 3)) == ("-inf", "inf")
+
+
 def test_a_value_with_its_error_is_rounded_to_nearest() -> None:
     assert with_error(-100.06, 0.149) == "-100.1 ± 0.1"
     assert with_error(1.2345, 0.678, digits=2) == "1.23 ± 0.68"

@@ -1,9 +1,11 @@
 """The configuration names a run: every field counts, nothing out of range gets in, and files give it back unchanged."""
 
 import dataclasses
+import inspect
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 from typing import Any
@@ -13,8 +15,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from paperlib import Bernoulli, Gaussian, TrainConfig
+from paperlib import OBJECTIVES, Bernoulli, Gaussian, TrainConfig
 from paperlib.runtime.files import ConfigMismatchError
+from paperlib.training.config import LATER_FIELDS
 
 OTHER: dict[str, Any] = {
     "dataset": "mnist5k",
@@ -36,6 +39,9 @@ OTHER: dict[str, Any] = {
     "clip": 10.0,
     "seed": 1,
     "beta": 4.0,
+    "objective": "civet",
+    "weight_decay": 0.01,
+    "threat": "l2",
 }
 FIELDS = [field.name for field in dataclasses.fields(TrainConfig)]
 
@@ -103,14 +109,19 @@ def test_lists_whole_floats_and_numbers_of_numpy_make_the_same_configuration_and
     assert (run.returncode, run.stdout, run.stderr) == (0, "", "")
 
 
-def test_a_field_of_a_later_version_leaves_digests_and_files_from_before_as_they_are() -> None:
-    assert TrainConfig().digest == "69d6389c88da"  # as it was without beta: the name of runs that exist
-    assert "beta" not in TrainConfig().as_dict()
-    other = TrainConfig(beta=4)
-    assert other.as_dict()["beta"] == 4.0 and TrainConfig.from_dict(other.as_dict()) == other
+def test_fields_of_later_versions_leave_digests_and_files_from_before_as_they_are() -> None:
+    assert TrainConfig().digest == "69d6389c88da"  # as it was without them: the name of runs that exist
+    assert not LATER_FIELDS.keys() & TrainConfig().as_dict().keys()
+    assert TrainConfig.from_dict(TrainConfig().as_dict()) == TrainConfig()
 
 
-@pytest.mark.parametrize("name", [name for name in FIELDS if name != "beta"])
+@pytest.mark.parametrize("name", LATER_FIELDS)
+def test_a_field_of_a_later_version_is_in_files_where_it_counts(name: str) -> None:
+    other = TrainConfig(**{name: OTHER[name]})
+    assert other.as_dict()[name] == OTHER[name] and TrainConfig.from_dict(other.as_dict()) == other
+
+
+@pytest.mark.parametrize("name", [name for name in FIELDS if name not in LATER_FIELDS])
 def test_a_missing_field_is_named(name: str) -> None:
     fields = TrainConfig().as_dict()
     del fields[name]
@@ -138,7 +149,9 @@ OUT_OF_RANGE = [
     *[("ramp_start", bad) for bad in (-0.1, 0.51, math.nan)],
     *[("ramp_end", bad) for bad in (1.001, math.inf)],
     *[("clip", bad) for bad in (0.0, -1.0, math.nan)],
-    *[("beta", bad) for bad in (-1e-9, math.nan, math.inf)],
+    *[(name, bad) for name in ("beta", "weight_decay") for bad in (-1e-9, math.nan, math.inf)],
+    ("objective", "magic"),
+    ("threat", "l3"),
 ]
 
 
@@ -146,6 +159,14 @@ OUT_OF_RANGE = [
 def test_a_value_out_of_range_is_an_error_that_names_its_field(name: str, bad: Any) -> None:
     with pytest.raises(ValueError, match=rf"TrainConfig\.{name} is out of range: "):
         TrainConfig(**{name: bad})
+
+
+def test_the_words_of_objectives_are_listed_by_the_error_and_by_the_help() -> None:
+    with pytest.raises(ValueError, match=f"; use one of {', '.join(sorted(OBJECTIVES))}$"):
+        TrainConfig(objective="magic")
+    source = inspect.getsource(TrainConfig)
+    (said,) = re.findall(r"objective: str = .*# (.*)", source)
+    assert all(word in said for word in OBJECTIVES)
 
 
 def test_each_field_with_a_range_has_been_tried() -> None:
@@ -157,7 +178,7 @@ def test_each_field_with_a_range_has_been_tried() -> None:
     [
         *({"eps": 0.0}, {"kappa": 0.0}, {"kappa": 1.0}, {"hidden": ()}, {"lr_final": 1.0}, {"ramp_start": 0.5}),
         *({"ramp_start": 0.0, "ramp_end": 0.0}, {"ramp_end": 1.0}, {"clip": math.inf}, {"steps": 1}, {"batch_size": 1}),
-        {"beta": 0.0},
+        *({"beta": 0.0}, {"weight_decay": 0.0}, {"objective": "noise"}, {"threat": "l1"}),
     ],
 )
 def test_the_ends_of_each_range_are_allowed(fields: dict[str, Any]) -> None:

@@ -20,6 +20,7 @@ from paperlib import (
     Gaussian,
     Interval,
     LinfBall,
+    Objective,
     TrainConfig,
     certify,
     elbo,
@@ -35,7 +36,7 @@ from paperlib.certificates.intervals import IntervalBounds
 from paperlib.data.datasets import Dataset
 from paperlib.models.elbo import elbo_terms
 from paperlib.runtime.device import choose_device, matmul_precision
-from paperlib.training import loop, loss
+from paperlib.training import loop, objective
 from paperlib.training.loop import CollapsedPosteriorWarning, TrainingDivergedError
 
 COLUMNS = ["step", "eps", "kappa", "lr", "clean", "log_likelihood", "kl", "certified"]
@@ -194,7 +195,7 @@ def test_full_robustness_never_computes_the_clean_elbo(monkeypatch: pytest.Monke
     def refuse(*_: object) -> None:
         raise AssertionError("the clean ELBO was computed")
 
-    monkeypatch.setattr(loss, "unchecked_elbo", refuse)
+    monkeypatch.setattr(objective, "unchecked_elbo", refuse)
     vae, x, noise = CONFIG.build(), stripes(8).x, torch.randn(8, 2)
     robust_loss(vae, x, LinfBall(0.1), noise, 0.0)
     with pytest.raises(AssertionError, match="the clean ELBO was computed"):
@@ -393,17 +394,21 @@ def test_products_are_taken_in_another_precision_on_cuda_alone_and_only_within()
 def test_held_out_certificates_are_measured_in_full_precision(monkeypatch: pytest.MonkeyPatch) -> None:
     used: list[tuple[str, str]] = []
 
-    def note(name: str) -> Callable[..., object]:
-        real = getattr(loop, name)
-        return lambda *args: (used.append((name, torch.backends.cuda.matmul.fp32_precision)), real(*args))[1]
+    def note(owner: Any, name: str) -> None:
+        def noted(*args: Any) -> Any:
+            used.append((name, torch.backends.cuda.matmul.fp32_precision))
+            return real(*args)
 
-    for name in ("robust_loss", "_measure"):
-        monkeypatch.setattr(loop, name, note(name))
+        real = getattr(owner, name)
+        monkeypatch.setattr(owner, name, noted)
+
+    note(Objective, "loss")
+    note(loop, "_measure")
     monkeypatch.setattr(
         loop, "matmul_precision", lambda precision, _: matmul_precision(precision, torch.device("cuda"))
     )
     train(replace(CONFIG, steps=6), data=stripes(), device="cpu")
-    step, measured = ("robust_loss", "tf32"), ("_measure", "ieee")
+    step, measured = ("loss", "tf32"), ("_measure", "ieee")
     assert used == [step] * 5 + [measured, step, measured]
 
 

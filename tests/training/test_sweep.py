@@ -9,8 +9,9 @@ import pandas as pd
 import pytest
 import torch
 
-from paperlib import TrainConfig, certify, load, load_dataset
+from paperlib import LinfBall, TrainConfig, certify, load, load_dataset
 from paperlib.certificates.evaluation import evaluation_noise
+from paperlib.data.arrays import BALLS
 from paperlib.runtime import parallel
 from paperlib.runtime.files import DamagedFileError
 from paperlib.runtime.parallel import Outcome, TaskError, TasksFailedError
@@ -76,6 +77,17 @@ def test_a_row_for_each_configuration_measured_at_its_own_eps(tmp_path: Path, ta
     header = read_header(tmp_path / "sweep.csv")
     assert header["config"]["models"] == [config.as_dict() for config in configs[:2]]
     assert list(header["checksums"]) == ["two-moons"]
+
+
+def test_a_row_is_measured_in_the_norm_that_was_trained_on(
+    tmp_path: Path, tasks: list[TrainConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(BALLS, "l2", lambda eps, low, high: LinfBall(2 * eps, low, high))
+    config = replace(CONFIG, threat="l2")
+    (row,) = sweep([config], tmp_path, images=IMAGES).to_dict("records")
+    vae, test = load(tmp_path / config.digest / "model.safetensors", config), load_dataset("two-moons", "test")
+    measured = certify(vae, test.x[:IMAGES], test.ball(2 * config.eps), evaluation_noise(IMAGES, 4), method="ibp")
+    assert tasks == [config] and row["ibp"] == measured["certified"].mean() and row["threat"] == "l2"
 
 
 def test_what_is_finished_is_not_done_again(tmp_path: Path, tasks: list[TrainConfig]) -> None:
