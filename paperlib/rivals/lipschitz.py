@@ -11,7 +11,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize, skip_init
-from torch.nn.utils.parametrizations import orthogonal
 
 from paperlib.models.likelihood import Likelihood
 from paperlib.models.vae import VAE
@@ -78,23 +77,28 @@ def lipschitz_vae(
     return VAE(encoder, decoder, likelihood, latent_dim)
 
 
-class _Factor(nn.Module):
-    """W -> factor * W"""
+class _Orthonormal(nn.Module):
+    """Any matrix -> `factor` times one with orthonormal columns, or rows if it has fewer of them: Q of its QR
+    decomposition, which is unique with a positive diagonal of R.
+    """
 
     def __init__(self, factor: float) -> None:
         super().__init__()
         self.factor = factor
 
-    def forward(self, weight: Tensor) -> Tensor:
-        return self.factor * weight
+    def forward(self, matrix: Tensor) -> Tensor:
+        wide = matrix.shape[0] < matrix.shape[1]
+        q, r = torch.linalg.qr(matrix.T if wide else matrix)
+        q = q * (self.factor * r.diagonal().sign())
+        return q.T if wide else q
 
 
 def _orthonormal(fan_in: int, fan_out: int, factor: float) -> nn.Linear:
     """A linear layer whose weight is `factor` times a matrix of orthonormal rows or columns, however it is trained."""
-    # The Cayley map costs a tenth of torch's default, Householder reflections, at these sizes.
-    layer = orthogonal(nn.Linear(fan_in, fan_out), orthogonal_map="cayley")
-    parametrize.register_parametrization(layer, "weight", _Factor(factor))
-    assert isinstance(layer, nn.Linear)
+    # torch.nn.utils.parametrizations.orthogonal maps through square matrices of the larger side: three to eight times
+    # the cost for layers of 784 to 512 or 256 units.
+    layer = nn.Linear(fan_in, fan_out)
+    parametrize.register_parametrization(layer, "weight", _Orthonormal(factor), unsafe=True)
     return layer
 
 

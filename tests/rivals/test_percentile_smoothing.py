@@ -1,6 +1,7 @@
-"""Percentile smoothing: ranks by exact binomials, coverage where the quantiles are given, and attacks within the radius."""
+"""Percentile smoothing: ranks by exact binomials, coverage where quantiles are given, attacks within the radius."""
 
 import math
+from itertools import pairwise
 from statistics import NormalDist
 
 import pandas as pd
@@ -114,7 +115,7 @@ def test_coverage_is_that_of_the_binomial_where_the_bound_is_attained(quantile: 
 
 def test_the_bounds_fall_apart_as_eps_grows_and_hold_the_estimate() -> None:
     frames = [smooth_linear(eps=eps, generator=torch.Generator().manual_seed(0)) for eps in (0.0, 0.1, 0.3, 0.9)]
-    for inner, outer in zip(frames, frames[1:], strict=False):
+    for inner, outer in pairwise(frames):
         assert (outer.lower < inner.lower).all() and (outer.upper > inner.upper).all()
         assert (outer.estimate == inner.estimate).all()
     assert (frames[0].lower <= frames[0].estimate).all() and (frames[0].estimate <= frames[0].upper).all()
