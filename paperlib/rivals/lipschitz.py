@@ -98,7 +98,7 @@ def _orthonormal(fan_in: int, fan_out: int, factor: float) -> nn.Linear:
     # torch.nn.utils.parametrizations.orthogonal maps through square matrices of the larger side: three to eight times
     # the cost for layers of 784 to 512 or 256 units.
     layer = nn.Linear(fan_in, fan_out)
-    parametrize.register_parametrization(layer, "weight", _Orthonormal(factor), unsafe=True)
+    parametrize.register_parametrization(layer, "weight", _Orthonormal(factor))
     return layer
 
 

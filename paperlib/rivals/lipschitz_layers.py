@@ -127,7 +127,7 @@ def _(layer: TwoLinear, box: Interval) -> Affine:
     mean, sigma = layer.of_both(relaxation_rule, box)
 
     def transpose(coefficients: Tensor) -> Tensor:
-        of_mean, of_sigma = coefficients.chunk(2, -1)
+        of_mean, of_sigma = coefficients.split([len(mean.offset), len(sigma.offset)], -1)
         parts = mean.transpose(of_mean), sigma.transpose(of_sigma)
         return torch.add(*parts) if layer.shared else torch.cat(parts, -1)
 
