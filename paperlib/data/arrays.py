@@ -19,7 +19,8 @@ from paperlib.threats.perturbation import PerturbationSet
 
 Array = Tensor | np.ndarray
 Norm = Literal["linf", "l2", "l1"]
-BALLS: dict[str, Callable[[float, float, float], PerturbationSet]] = {
+BALLS: dict[str, Callable[[float, float, float], PerturbationSet]]  # by the norm
+BALLS = {"linf": LinfBall, "l2": L2Ball, "l1": L1Ball}
     "linf": LinfBall,
     "l2": L2Ball,
     "l1": L1Ball,
