@@ -25,6 +25,8 @@ from paperlib.models.likelihood import Bernoulli, Gaussian, Likelihood
 from paperlib.models.vae import VAE, GaussianHeads, conv_vae, mlp_vae
 from paperlib.threats.attacks import fgsm, pgd
 from paperlib.threats.balls import LinfBall
+from paperlib.threats.latent import latent_attack
+from paperlib.threats.output import damage_attack
 from paperlib.training.checkpoint import load, save
 from paperlib.training.config import TrainConfig
 from paperlib.training.loop import train
@@ -63,10 +65,12 @@ __all__ = [
     "concave",
     "conv_vae",
     "convex",
+    "damage_attack",
     "elbo",
     "elbo_bounds",
     "fgsm",
     "interval_rule",
+    "latent_attack",
     "likelihood_bounds",
     "load",
     "load_dataset",

@@ -98,8 +98,8 @@ def distortion_path(
     columns["latent_distortion"] = columns["divergence"] / whole["latent"]
     columns["output_distortion"] = outputs.view(best.shape) / whole["output"]
     table = {name: column.T.flatten().double().cpu().numpy() for name, column in columns.items()}
-    index = [number for number in range(len(x)) for _ in lambdas]
-    return pd.DataFrame({"index": index, "lambda": list(lambdas) * len(x), **table})
+    examples = [example for example in range(len(x)) for _ in lambdas]
+    return pd.DataFrame({"index": examples, "lambda": list(lambdas) * len(x), **table})
 
 
 def auddc(rows: pd.DataFrame, distortion: Literal["output", "latent"] = "output") -> pd.Series:
@@ -138,8 +138,8 @@ def _search(
     best = point = x.expand(len(penalties), *x.shape)
     least = torch.full(point.shape[:2], torch.inf, dtype=x.dtype, device=x.device)
     variable = point.clone().requires_grad_()
-    # Adam does not feel how large the penalty is. Steps of this size cross the data range in 20 of them, then shrink.
-    rate = (high - low) / 20
+    # Adam does not feel how large the penalty is. The first steps cross the data range in ten, later ones shrink.
+    rate = (high - low) / 10
     optimizer = torch.optim.Adam([variable], lr=rate)
     for step in range(steps):
         norm, divergence = terms(variable)

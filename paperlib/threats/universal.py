@@ -87,16 +87,15 @@ def transfer(vae: VAE, x: Tensor, ball: PerturbationSet, noise: Tensor, shift: T
 
 @torch.enable_grad()
 def _slope(vae: VAE, x: Tensor, ball: PerturbationSet, noise: Tensor, shift: Tensor) -> Tensor:
-    """The derivative of the summed ELBO with respect to each element of the shift, in the direction that lowers it.
+    """The slope of the summed ELBO along each element of the shift, in the direction that lowers it; 0 if none does.
 
-    Examples that the data range holds back do not follow the shift outwards, so its elements have one derivative
-    upwards and another one downwards. 0 where the sum rises both ways.
+    Examples at an end of the data range do not follow the shift outwards, so there is one slope upwards and another
+    downwards.
     """
     point = add(shift, x, ball).requires_grad_()
     (gradient,) = torch.autograd.grad(unchecked_elbo(vae, point, noise, point).sum(), point)
-    shifted = x + shift
-    upwards = (gradient * ((shifted >= ball.low) & (shifted < ball.high))).sum(0)
-    downwards = (gradient * ((shifted > ball.low) & (shifted <= ball.high))).sum(0)
+    upwards = (gradient * (point < ball.high)).sum(0)
+    downwards = (gradient * (point > ball.low)).sum(0)
     return torch.where(downwards > -upwards, downwards.clamp(min=0), upwards.clamp(max=0))
 
 
