@@ -74,22 +74,38 @@ def test_on_a_linear_elbo_all_that_it_does_carries_over_to_other_inputs() -> Non
     assert (rows["clean"] - rows["attacked"]).to_numpy() == pytest.approx(0.1 * SLOPE.abs().sum().item())
 
 
+class Kink(Curve):
+    """`Curve`, but for pixel 0: there log p falls by 3 for each unit above 0.85, and rises by 1 below."""
+
+    def log_prob(self, output: Tensor, target: Tensor) -> Tensor:
+        first = target[:, 0]
+        return super().log_prob(output[:, 1:], target[:, 1:]) + torch.where(first > 0.85, 3 * (1 - first), first)
+
+
 def test_examples_at_an_end_of_the_data_range_do_not_follow_outwards() -> None:
-    # One pixel decides. Its gradients sum to -2 and ask for a brighter one, but the white examples that ask for it
-    # cannot follow, and the grey one loses nothing by it: no shift lowers the mean.
-    x, ball = torch.tensor([[1.0], [0.5]]).double().repeat(1, PIXELS), LinfBall(0.1)
-
-    class White(Curve):
-        def log_prob(self, output: Tensor, target: Tensor) -> Tensor:
-            white = target > 0.85
-            return torch.where(white, 3 * (1 - target), target).sum(1) + 0 * output.sum(1)
-
+    # At pixel 0 the gradients sum to -3 + 1 and ask for a brighter one, but the white example that asks for it cannot
+    # follow, and the grey one gains by it: no shift of this pixel lowers the mean.
+    x, ball = torch.full((2, PIXELS), 0.5).double(), LinfBall(0.1)
+    x[0, 0] = 1.0
     vae = curve_vae(SLOPE)
-    vae.likelihood = White(SLOPE)
-    grid = torch.linspace(-0.1, 0.1, 41, dtype=torch.float64)
-    means = torch.stack([elbo(vae, add(v.expand(PIXELS), x, ball), draw(2)).mean() for v in grid])
-    assert grid[means.argmin()].abs() < 1e-12
-    assert torch.equal(universal_attack(vae, x, ball, draw(2), epochs=3), torch.zeros(PIXELS).double())
+    vae.likelihood = Kink(SLOPE[1:])
+    expected = torch.cat([torch.zeros(1).double(), -0.1 * SLOPE[1:].sign()])
+    grid = expected.repeat(41, 1)
+    grid[:, 0] = torch.arange(-20, 21).double() / 200
+    means = torch.stack([elbo(vae, add(shift, x, ball), draw(2)).mean() for shift in grid])
+    assert torch.equal(grid[means.argmin()], expected)
+    assert torch.equal(universal_attack(vae, x, ball, draw(2), epochs=3), expected)
+
+
+def test_the_best_shift_is_kept_where_later_ones_are_worse() -> None:
+    # Every shift of this valley is worse than none, though at its bottom the gradient is that of one side.
+    class Valley(Curve):
+        def log_prob(self, output: Tensor, target: Tensor) -> Tensor:
+            return torch.where(target < 0.5, 0.5 - target, target - 0.5).sum(1) + 0 * output.sum(1)
+
+    vae, x = curve_vae(SLOPE), torch.full((2, PIXELS), 0.5).double()
+    vae.likelihood = Valley(SLOPE)
+    assert torch.equal(universal_attack(vae, x, LinfBall(0.1), draw(2), epochs=3), torch.zeros(PIXELS).double())
 
 
 def test_on_a_convex_elbo_it_is_as_good_as_the_best_of_a_grid() -> None:
