@@ -29,7 +29,9 @@ from paperlib.threats.attacks import fgsm, pgd
 from paperlib.threats.balls import LinfBall
 from paperlib.threats.l1_ball import L1Ball
 from paperlib.threats.l2_ball import L2Ball
+from paperlib.threats.latent import latent_attack
 from paperlib.threats.linear_set import LinearSet, lighting, low_frequencies
+from paperlib.threats.output import damage_attack
 from paperlib.threats.patch import PatchSet
 from paperlib.threats.picture import attack_picture
 from paperlib.threats.suite import strongest
@@ -82,10 +84,12 @@ __all__ = [
     "concave",
     "conv_vae",
     "convex",
+    "damage_attack",
     "elbo",
     "elbo_bounds",
     "fgsm",
     "interval_rule",
+    "latent_attack",
     "lighting",
     "likelihood_bounds",
     "load",

@@ -19,12 +19,8 @@ from paperlib.threats.perturbation import PerturbationSet
 
 Array = Tensor | np.ndarray
 Norm = Literal["linf", "l2", "l1"]
-BALLS: dict[str, Callable[[float, float, float], PerturbationSet]]  # by the norm
-BALLS = {"linf": LinfBall, "l2": L2Ball, "l1": L1Ball}
-    "linf": LinfBall,
-    "l2": L2Ball,
-    "l1": L1Ball,
-}  # by the norm
+# by the norm
+BALLS: dict[str, Callable[[float, float, float], PerturbationSet]] = {"linf": LinfBall, "l2": L2Ball, "l1": L1Ball}
 
 
 class DataError(ValueError):

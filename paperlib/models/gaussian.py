@@ -1,11 +1,13 @@
-"""The diagonal Gaussian posterior of a VAE: reparametrisation and KL divergence.
+"""The diagonal Gaussian posterior of a VAE: reparametrisation, KL divergence, and how far two posteriors are apart.
 
-Shapes: mean, log_var and noise are [batch, latent]; divergences are [batch], in nats.
+Shapes: mean, log_var and noise are [batch, latent]; divergences are [batch], KL in nats. A `Posterior` is the pair of
+mean and log_var that `VAE.encode` returns.
 """
 
 import torch
 from torch import Tensor
 
+Posterior = tuple[Tensor, Tensor]
 COLLAPSED_KL = 0.5  # nats: below it a code tells the inputs of a data set hardly apart
 
 
@@ -17,6 +19,29 @@ def reparametrize(mean: Tensor, log_var: Tensor, noise: Tensor) -> Tensor:
 def kl(mean: Tensor, log_var: Tensor) -> Tensor:
     """KL( N(mean, diag exp(log_var)) || N(0, I) ) = 1/2 sum( mean^2 + exp(log_var) - 1 - log_var ), [batch], nats."""
     return (kl_mean_term(mean) + kl_log_var_term(log_var)).sum(-1) / 2
+
+
+def kl_between(p: Posterior, q: Posterior) -> Tensor:
+    """KL(p || q) = 1/2 sum( (m_p - m_q)^2 / v_q + v_p / v_q - 1 - log(v_p / v_q) ), [batch], nats; v = exp(log_var)."""
+    (mean, log_var), (other_mean, other_log_var) = p, q
+    standardized = (mean - other_mean) * torch.exp(-other_log_var / 2)
+    return kl(standardized, log_var - other_log_var)
+
+
+def symmetric_kl(p: Posterior, q: Posterior) -> Tensor:
+    """( KL(p || q) + KL(q || p) ) / 2, [batch], nats."""
+    return (kl_between(p, q) + kl_between(q, p)) / 2
+
+
+def squared_mean_distance(p: Posterior, q: Posterior) -> Tensor:
+    """||m_p - m_q||_2^2, [batch]; it ignores the variances."""
+    return (p[0] - q[0]).square().sum(-1)
+
+
+def squared_wasserstein(p: Posterior, q: Posterior) -> Tensor:
+    """The squared 2-Wasserstein distance  ||m_p - m_q||_2^2 + ||s_p - s_q||_2^2, [batch]; s = exp(log_var / 2)."""
+    spread = torch.exp(p[1] / 2) - torch.exp(q[1] / 2)
+    return squared_mean_distance(p, q) + spread.square().sum(-1)
 
 
 def collapse_warning(kl: float) -> str | None:
