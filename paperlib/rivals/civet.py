@@ -13,7 +13,8 @@ from statistics import NormalDist
 from torch import Tensor
 
 from paperlib.bounds.box import Interval
-from paperlib.certificates.intervals import IntervalBounds, elbo_lower, target_box
+from paperlib.certificates.interval_elbo import elbo_lower
+from paperlib.certificates.intervals import IntervalBounds, target_box
 from paperlib.certificates.likelihood_bounds import bounds_of
 from paperlib.models.elbo import check_inputs, explain_misfit
 from paperlib.models.gaussian import reparametrize
