@@ -22,7 +22,7 @@ from paperlib.threats.perturbation import PerturbationSet
 from paperlib.threats.sanity import loss_along_attack, sanity_checks
 from paperlib.threats.suite import run_suite
 
-IMAGES = {"paper": 200, "smoke": 6}  # attacked, the first of the test set
+IMAGES = {"paper": 200, "smoke": 5}  # attacked, the first of the test set
 SANITY = {"paper": (50, (1, 2, 5, 10, 20, 40, 80), 2_000), "smoke": (5, (1, 2, 5), 20)}  # images, steps, queries
 PATCH = 5  # pixels, the side of a square patch
 LIGHTING = 0.2  # radius of brightness and of contrast

@@ -16,7 +16,7 @@ from paperlib.paper.mnist_training import EPS
 from paperlib.rivals.lipschitz import lipschitz_vae
 from paperlib.training.config import TrainConfig
 
-STEPS = {"paper": 1_500, "smoke": 60}
+STEPS = {"paper": 1_200, "smoke": 30}
 HIDDEN = {"paper": 512, "smoke": 32}
 SEEDS = {"paper": (0, 1, 2), "smoke": (0,)}
 L2_EPS = 1.0  # radius of the recipe that is trained on an l2 ball

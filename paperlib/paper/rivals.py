@@ -33,10 +33,10 @@ ERROR_RADIUS = 0.1  # l-infinity, of the reconstruction errors
 DELTA = 0.05  # of CIVET's error: it holds with probability 1 - DELTA over the draw of the latents
 DAMAGE = 5.0  # l2 distance of two reconstructions' logits that the margin of a Lipschitz VAE allows
 SAMPLES, CONFIDENCE = 1_000, 0.999  # of percentile smoothing
-IMAGES = {"paper": 100, "smoke": 6}  # of each test set, the first
+IMAGES = {"paper": 100, "smoke": 4}  # of each test set, the first
 SMOOTHED = {"paper": 20, "smoke": 2}  # of them by percentile smoothing
 HELD_OUT = {"paper": 200, "smoke": 10}  # training images that no model was trained on, on which trials are compared
-ATTACK_STEPS = {"paper": 40, "smoke": 5}
+ATTACK_STEPS = {"paper": 40, "smoke": 3}
 
 
 @dataclass(frozen=True)

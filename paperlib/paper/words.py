@@ -24,6 +24,7 @@ class Axis(StrEnum):
 
     STEP = "training step"
     PGD_STEPS = "PGD steps"
+    ATTACK_STEPS = "attack steps"
     SHARE = "share of images"
     WAY = "share of the way from the clean input"
     LOOSENESS = "box width / width reached"
@@ -44,7 +45,16 @@ class Axis(StrEnum):
 # counts, shares, ratios, and the coordinates of latents, logits and the toy plane
 DIMENSIONLESS = frozenset(
     {
-        *(Axis.STEP, Axis.PGD_STEPS, Axis.SHARE, Axis.WAY, Axis.LOOSENESS, Axis.MULTIPLES, Axis.MOVED),
+        *(
+            Axis.STEP,
+            Axis.PGD_STEPS,
+            Axis.ATTACK_STEPS,
+            Axis.SHARE,
+            Axis.WAY,
+            Axis.LOOSENESS,
+            Axis.MULTIPLES,
+            Axis.MOVED,
+        ),
         *(Axis.COORDINATE, Axis.LATENT, Axis.FIRST, Axis.SECOND),
         *(Axis.BEFORE_RELU, Axis.RELU, Axis.LOG_VARIANCE, Axis.DEVIATION, Axis.LOGIT, Axis.DIAGONAL),
     }

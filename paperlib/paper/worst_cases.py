@@ -25,7 +25,7 @@ from paperlib.threats.suite import strongest
 LIT = {"paper": 100, "smoke": 2}  # images whose worst lighting is found, the first of the test set
 PICTURED = 4  # images of the figure
 TOLERANCE = 0.1  # nats, of branch and bound
-SECONDS = {"paper": 120.0, "smoke": 20.0}  # for CHUNK images and one end
+SECONDS = {"paper": 120.0, "smoke": 6.0}  # for CHUNK images and one end
 CHUNK = 10  # images of one process at a time
 L2_EPS = 1.0
 

@@ -43,11 +43,11 @@ def defences(rows: pd.DataFrame, shown: Sequence[tuple[str, float]], caption: st
             look = {"color": COLORS[kind], "marker": MARKERS[kind], "linestyle": "none", "label": kind}
             axis.errorbar(mean, lines, xerr=ends, elinewidth=1, **look)
             beyond = [line for line, value in enumerate(values["mean"]) if value < FLOOR]
-            axis.plot([FLOOR] * len(beyond), beyond, "<", color=COLORS[kind], clip_on=False, **HOLLOW)
-        axis.set_xlim(FLOOR, -50)
+            axis.plot([FLOOR] * len(beyond), beyond, "<", color=COLORS[kind], **HOLLOW)
+        axis.set_xlim(FLOOR - 15, -50)
         axis.set_ylim(-0.6, len(recipes) - 0.4)
-        axis.set_yticks(range(len(recipes)), recipes if place % len(shown) == 0 else [""] * len(recipes))
-        axis.tick_params(axis="y", length=0)
+        axis.set_yticks(range(len(recipes)), recipes)
+        axis.tick_params(axis="y", length=0, labelleft=place % len(shown) == 0)
         axis.grid(axis="y", color="0.92", linewidth=0.6)
         axis.set_axisbelow(True)
         axis.set_title(f"{dataset}, {SETS[norm]} $\\epsilon={eps:g}$")
@@ -83,6 +83,7 @@ def worst_cases(stored: Mapping[str, Tensor], models: Sequence[str], caption: st
             for key, value in numbers.items()
         ]
         axis.set_xlabel("\n".join(texts), fontsize=6, labelpad=2)
+        axis.spines[["left", "bottom"]].set_visible(False)
         if place == 0:
             axis.set_ylabel(title, rotation=0, ha="right", va="center", fontsize=7)
     return finish(figure, caption)
@@ -107,7 +108,7 @@ def attack_sanity(checks: pd.DataFrame, along: pd.DataFrame, caption: str) -> Fi
         axis.set_xticks(ticks, [str(step) for step in ticks], minor=False)
         axis.minorticks_off()
         axis.set_title(LABELS.get(name, name))
-        axis.set_xlabel(Axis.PGD_STEPS)
+        axis.set_xlabel(Axis.ATTACK_STEPS)
         axis.set_ylabel(Axis.ATTACKED)
     for axis, (_, part, _) in zip(below, by_model(along), strict=True):
         axis.plot(part["share"], part["attack"], color=COLORS["attacked"], label="towards the attacked input")
