@@ -38,9 +38,10 @@ def distortion_path(
         min over low <= x' <= high of  lambda * ||x' - x||_2 + D( q(z|x'), q(z|toward) )
 
     Each lambda takes the best of the points at which the searches for all of them ended. So along a growing lambda the
-    input distortion never grows and the divergence never falls, as it is for the true minima. x itself is one of them.
+    input distortion never grows and the divergence never falls, as it is for the true minima. The searches start at x,
+    and no point is worse than it.
 
-    A latent distortion is relative to the model's own; models are compared by the output distortion alone.
+    A latent distortion shrinks when a posterior collapses; models are compared by the output distortion alone.
 
     Args:
         x, toward: [batch, *data_shape] in the data range.
@@ -87,7 +88,7 @@ def distortion_path(
         divergences = measure(vae.encode(point.flatten(0, 1)), (mean, log_var)).view(point.shape[:2])
         return torch.linalg.vector_norm((point - x).flatten(2), dim=2), divergences
 
-    points = torch.cat([x[None], _search(terms, x, penalties, steps, low, high)])
+    points = _search(terms, x, penalties, steps, low, high)
     with torch.no_grad():
         norms, divergences = terms(points)
     best = (penalties[:, None, None] * norms + divergences).argmin(1)  # [lambdas, batch], the path's points

@@ -4,6 +4,8 @@ The adversary sits between encoder and decoder. No change of an input brings a c
 says nothing about the ELBO at perturbed inputs, and certificates do not speak of it.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -48,8 +50,7 @@ def latent_poison(
     if len(x) < 1:
         raise ValueError("a shift for all examples needs at least one example")
     z = _codes(vae, x, noise)
-    reach = max(ball.size, 1.0)  # no element of a shift is larger than the set's size
-    shifts, zero = around_zero(ball, reach), torch.zeros_like(z[:1])
+    shifts, zero = around_zero(ball, math.inf), torch.zeros_like(z[:1])
 
     def objective(shift: Tensor) -> Tensor:
         return vae.likelihood.log_prob(vae.decoder(z + shift), x).mean(0, keepdim=True)

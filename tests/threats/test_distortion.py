@@ -58,6 +58,18 @@ def test_distortions_are_relative_to_the_distances_of_each_target() -> None:
     assert rows["output_distortion"].to_numpy() == pytest.approx([0.25, 0.5, 0.5], abs=4e-3)
 
 
+def test_the_search_stays_in_the_data_range() -> None:
+    # The mean is x_1 + x_2 / 2, so the shortest way would raise pixel 1 most, but 0.1 is all that it can rise. The rest
+    # is for pixel 2:  lambda sqrt(0.1^2 + d^2) + (1 - d)^2 / 8  is least near d = 1 - 4 lambda.
+    encoder, decoder = nn.Linear(2, 2, bias=False), nn.Linear(1, 2)
+    with torch.no_grad():
+        encoder.weight.copy_(torch.tensor([[1.0, 0.5], [0.0, 0.0]]))
+    vae = VAE(encoder, decoder, Gaussian(), 1).double()
+    x, toward = torch.tensor([[[0.9, 0.0]], [[1.0, 1.0]]]).double()
+    rows = distortion_path(vae, x, toward, (0.01,), steps=400)
+    assert rows["norm"].item() == pytest.approx((0.1**2 + 0.96**2) ** 0.5, abs=5e-3)
+
+
 def test_the_area_of_rows_in_any_order_by_hand() -> None:
     rows = pd.DataFrame(
         {

@@ -9,6 +9,7 @@ from linear_networks import LATENT, PIXELS, Round, linear_vae
 from torch import Tensor
 
 from paperlib import VAE, Gaussian, LinfBall, elbo, mlp_vae
+from paperlib.threats.perturbation import PerturbationSet
 from paperlib.threats.shifts import add, around_zero
 from paperlib.threats.universal import transfer, universal_attack
 
@@ -187,3 +188,10 @@ def test_it_runs_in_inference_mode_and_on_what_was_made_there() -> None:
     with torch.inference_mode():
         made = copy.deepcopy(vae), x.clone(), noise.clone()
         assert torch.equal(universal_attack(made[0], made[1], LinfBall(0.1), made[2], 2, generator=seeded()), expected)
+
+
+def test_a_set_that_is_no_dataclass_is_an_error_that_names_it() -> None:
+    methods = ("unchecked_region", "sound_region", "sample", "steepest", "size", "label")
+    bare = type("Bare", (PerturbationSet,), dict.fromkeys(methods))()
+    with pytest.raises(TypeError, match="Bare must be a dataclass with the fields low and high"):
+        around_zero(bare, 1.0)
