@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from paperlib.bounds.affine import affine_rows
 from paperlib.bounds.box import Interval
-from paperlib.bounds.interval import interval_rule
+from paperlib.bounds.interval import propagate
 from paperlib.bounds.linear import concretize
 
 
@@ -46,7 +46,7 @@ class Region(ABC):
         """A box that contains  layer(x')  for every x' of the region, [batch, *out_shape]; differentiable.
 
         Args:
-            layer: affine, with an interval and a relaxation rule.
+            layer: affine, with an interval and a relaxation rule; or a `nn.Sequential` of such.
         """
 
     @abstractmethod
@@ -116,7 +116,7 @@ class BoxRegion(Region):
         return concretize(coefficients, self.box)
 
     def first_layer(self, layer: nn.Module) -> Interval:
-        return interval_rule(layer, self.box)
+        return propagate(layer, self.box)
 
     def project(self, x_adv: Tensor) -> Tensor:
         return x_adv.clamp(*self.box)
