@@ -157,7 +157,7 @@ def test_sound_bounds_hold_for_corners_as_they_are_rounded() -> None:
     for delta in (-0.1, 0.1):
         point = chosen.unchecked_region(x).points(torch.full((3, 1), delta), rows).double()
         assert image.contains(layer(point)).all()
-        assert (sound.concretize(layer.weight.unsqueeze(1).expand(-1, 3, -1)).T <= layer(point) + 1e-14).all()
+        assert (layer(point) + 1e-14 >= sound.concretize(layer.weight.unsqueeze(1).expand(-1, 3, -1)).T).all()
         weights = torch.rand(500, 3, 16, dtype=torch.float64)
         assert (sound.spread(weights) >= (weights * (point - x).abs()).sum(2) - 1e-14).all()
 
