@@ -27,14 +27,13 @@ class L2Region(NormRegion):
 
     def gain(self, weights: Tensor, caps: Tensor) -> Tensor:
         largest = _largest(weights.detach())
-        relative, fixed_caps = weights.detach() / largest, caps.detach()
-        t, inverse = multiplier(relative, fixed_caps, self.eps)
+        relative = weights.detach() / largest
+        t, inverse = multiplier(relative, caps.detach(), self.eps)
         # The multiplier is a constant for autograd, and so is m where no cap holds it: at the optimum the dual does not
         # change with them (envelope theorem).
-        free = relative * t
-        m = torch.where(free < fixed_caps, free, caps)
+        m = torch.minimum(relative.mul_(t), caps)
         penalty = inverse * largest / 2
-        return (weights * m - penalty * m.square()).sum(-1) + penalty.squeeze(-1) * self.eps**2
+        return ((weights - penalty * m) * m).sum(-1) + penalty.squeeze(-1) * self.eps**2
 
     def nearest(self, sizes: Tensor, caps: Tensor, eps: float) -> Tensor:
         largest = _largest(sizes)
@@ -60,28 +59,28 @@ class L2Region(NormRegion):
 def multiplier(weights: Tensor, caps: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """The t at which  ||min(t weights, caps)||_2 = eps,  never above it but for rounding, and 1 / t, [*rows, batch, 1].
 
-    Where all caps are inside the ball, t is very large and 1 / t is 0.
+    Where all caps are inside the ball, t is `LARGE` and 1 / t is given as 0.
 
     Args:
         weights: between 0 and 1, the largest of each row is 1 or all are 0, [*rows, batch, features].
     """
-    info = torch.finfo(weights.dtype)
     # ||min(t w, caps)||^2 is concave in t^2 and piecewise linear: Newton's method rises to its root and stays below.
-    budget = eps**2
-    t = (eps / weights.norm(dim=-1, keepdim=True)).clamp(max=LARGE)
+    tolerance = torch.finfo(weights.dtype).eps ** 0.5  # of the last step; the error of the dual is of second order
+    t = (eps / _norm(weights)).clamp(max=LARGE)
     for _ in range(STEPS):
         m = torch.minimum(weights * t, caps)
-        free = (m * (m < caps)).square_().sum(-1, keepdim=True)
-        rest = budget - m.square_().sum(-1, keepdim=True)
-        new = torch.fmax(t, t * (1 + rest.clamp(min=0) / free).sqrt()).clamp(max=LARGE)  # 0 / 0: all is at its cap
-        arrived = weights.device.type == "cpu" and bool(
-            (new <= t * (1 + 8 * info.eps)).all()
-        )  # no device is waited for
+        rest = (eps**2 - _norm(m).square()).clamp(min=0)
+        free = _norm((caps - m).sign_().mul_(m)).square()  # of what is not at its cap; a mask would be slower
+        new = torch.fmax(t, t * (1 + rest / free).sqrt()).clamp(max=LARGE)  # all at its cap: infinite, or 0 / 0
+        arrived = weights.device.type == "cpu" and bool((new <= t * (1 + tolerance)).all())  # others are not waited for
         t = new
         if arrived:
             break
-    slack = (caps * (weights > 0)).square_().sum(-1, keepdim=True) <= budget
-    return torch.where(slack, LARGE, t), torch.where(slack, 0.0, 1 / t)
+    return t, torch.where((t > 0) & (t < LARGE), 1 / t, 0.0)
+
+
+def _norm(values: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(values, dim=-1, keepdim=True)
 
 
 def _largest(weights: Tensor) -> Tensor:

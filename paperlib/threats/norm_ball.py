@@ -16,6 +16,7 @@ from paperlib.bounds.box import Interval
 from paperlib.bounds.rounding import gamma, unit_roundoff
 from paperlib.threats.perturbation import ChangeRegion, PerturbationSet, check_range
 
+BLOCK = 2**16  # numbers whose minima are sought at a time: they stay in the cache
 LARGEST = torch.finfo(torch.float32).max  # change that `project` tells apart from an infinite one
 
 
@@ -66,10 +67,16 @@ class NormRegion(ChangeRegion):
         return (self.high - self.x).clamp(max=self.eps)
 
     def concretize(self, coefficients: Tensor) -> Tensor:
-        caps = torch.where(coefficients > 0, self.down, self.up)
         start = 1 - self.x.ndim
-        at_x = (coefficients * self.x).flatten(start).sum(-1)
-        return at_x - self.gain(coefficients.abs().flatten(start), caps.flatten(start))
+        flat, x = coefficients.flatten(start), self.x.flatten(1)
+        rows = flat.reshape(math.prod(flat.shape[:-2]), *flat.shape[-2:])
+        down, up = self.down.flatten(1), self.up.flatten(1)
+        parts = []
+        for part in rows.split(max(1, BLOCK // max(1, x.numel()))):
+            rises = part.detach().sign().clamp_(min=0)  # not a mask, which is slower
+            gain = self.gain(part.abs(), torch.lerp(up, down, rises))
+            parts.append((part * x).sum(-1) - gain)
+        return torch.cat(parts).view(*flat.shape[:-2], len(x))
 
     def spread(self, weights: Tensor) -> Tensor:
         start = 1 - self.x.ndim

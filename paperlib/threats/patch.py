@@ -128,7 +128,7 @@ class PatchRegion(ChangeRegion):
 
 def _streamed(rows: Tensor) -> Iterator[Tensor]:
     """[*rows, batch, features] as [count, batch, features], some rows at a time."""
-    flat = rows.reshape(-1, *rows.shape[-2:])
+    flat = rows.reshape(math.prod(rows.shape[:-2]), *rows.shape[-2:])
     return iter(flat.split(max(1, STREAMED // max(1, flat[:1].numel()))))
 
 

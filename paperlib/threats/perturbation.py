@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from paperlib.bounds.affine import affine_rows
 from paperlib.bounds.box import Interval
-from paperlib.bounds.interval import interval_rule
+from paperlib.bounds.interval import propagate
 from paperlib.bounds.linear import concretize
 
 
@@ -47,7 +47,7 @@ class Region(ABC):
         """A box that contains  layer(x')  for every x' of the region, [batch, *out_shape]; differentiable.
 
         Args:
-            layer: affine, with an interval and a relaxation rule.
+            layer: affine, with an interval and a relaxation rule; or a `nn.Sequential` of such.
         """
 
     def zonotope(self, coefficients: Tensor) -> tuple[Tensor, Tensor] | None:
@@ -129,7 +129,7 @@ class BoxRegion(Region):
         return concretize(coefficients, self.box)
 
     def first_layer(self, layer: nn.Module) -> Interval:
-        return interval_rule(layer, self.box)
+        return propagate(layer, self.box)
 
     def zonotope(self, coefficients: Tensor) -> tuple[Tensor, Tensor]:
         data = 1 - self.box.lower.ndim

@@ -148,6 +148,20 @@ def test_points_of_the_set_are_their_own_projection(seed: int, dtype: torch.dtyp
     assert chosen.sound_region(x).box.contains(far.double()).all()
 
 
+def test_sound_bounds_hold_for_corners_as_they_are_rounded() -> None:
+    x = (0.3 + 0.4 * torch.rand(3, 16)).float()
+    chosen = LinearSet(patterns(0)[:1].float(), 0.1)
+    rows, sound = torch.arange(3), chosen.sound_region(x)
+    layer = nn.Linear(16, 500, bias=False).double()
+    image = sound.first_layer(layer).widen(torch.tensor(1e-14))
+    for delta in (-0.1, 0.1):
+        point = chosen.unchecked_region(x).points(torch.full((3, 1), delta), rows).double()
+        assert image.contains(layer(point)).all()
+        assert (layer(point) + 1e-14 >= sound.concretize(layer.weight.unsqueeze(1).expand(-1, 3, -1)).T).all()
+        weights = torch.rand(500, 3, 16, dtype=torch.float64)
+        assert (sound.spread(weights) >= (weights * (point - x).abs()).sum(2) - 1e-14).all()
+
+
 def test_without_saturation_the_projection_is_the_nearest_point() -> None:
     x, directions = images(4), torch.tensor([[1.0] * 16, [1.0] * 8 + [-1.0] * 8]).double()
     aim = x + torch.randn(3, 16, dtype=torch.float64) / 4

@@ -118,8 +118,11 @@ def test_sound_bounds_hold_for_float32_points(name: str, network: str) -> None:
     region = chosen.sound_region(x)
     points = [chosen.sample(x) for _ in range(20)] + [pgd(vae, x, chosen, noise, 10), chosen.project(1 - x, x)]
     bounds = elbo_bounds(vae, x, chosen, noise, "crown", sound=True)
+    layer = nn.Sequential(nn.Flatten(), nn.Linear(16, 200, bias=False)).double()
+    image = region.first_layer(layer).widen(torch.tensor(1e-14))
     for point in points:
         assert region.box.contains(point.double()).all()
+        assert image.contains(layer(point.double())).all()
         reached = values(vae, point, x, noise, "perturbed").double()
         assert (bounds.lower <= reached).all() and (reached <= bounds.upper).all()
         for sign in (1, -1):  # a linear function that this very point lowers or raises
