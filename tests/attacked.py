@@ -6,7 +6,7 @@ from itertools import product
 import torch
 from torch import Tensor, nn
 
-from paperlib import VAE, Gaussian, Interval, LinfBall, elbo, interval_rule, mlp_vae
+from paperlib import VAE, Gaussian, Interval, LinfBall, elbo, mlp_vae, propagate
 from paperlib.threats.perturbation import PerturbationSet, Region
 
 PIXELS, LATENT, COUNT = 36, 3, 20
@@ -82,7 +82,7 @@ class DiscRegion(Region):
         return (coefficients * self.center).sum(-1) - self.radius * coefficients.norm(dim=-1)
 
     def first_layer(self, layer: nn.Module) -> Interval:
-        return interval_rule(layer, self.box)
+        return propagate(layer, self.box)
 
     def project(self, x_adv: Tensor) -> Tensor:
         away = x_adv - self.center
