@@ -9,7 +9,7 @@ from paperlib.runtime.inference import outside_inference_mode
 from paperlib.threats.attacks import Objective, check_search, elbo_objective, keep_lower
 from paperlib.threats.perturbation import PerturbationSet
 
-FIRST_SHARE = 0.8  # of the features that a proposal changes; it falls to one feature in the end
+FIRST_SHARE = 0.3  # of the features that a proposal changes; it falls to one feature in the end
 
 
 @outside_inference_mode
@@ -47,20 +47,22 @@ def random_descend(
 ) -> tuple[Tensor, Tensor]:
     """The best point around each x that random proposals meet and its value, for any objective.
 
-    As in the Square attack (Andriushchenko et al. 2020, arXiv 1912.00049) a proposal moves some features of the best
-    point, ever fewer of them, and is kept if it is better. They move to a random extreme of the set and to a random
-    point of it in turns.
+    As in the Square attack (Andriushchenko et al. 2020, arXiv 1912.00049) a proposal moves a run of neighbouring
+    features of the best point, ever shorter, and is kept if it is better. They move in one direction, as far as the set
+    allows, and to a random point of the set, in turns.
     """
-    region = ball.region(x)
+    region, size = ball.region(x), x[:1].numel()
     best, least = start, objective(start)
+    places = torch.arange(size, device=x.device)
     for step in range(steps):
+        random = torch.rand(2, len(x), 1, generator=generator, dtype=x.dtype, device=x.device)
         if step % 2 == 0:
-            direction = torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device)
+            direction = (random[0] - 0.5).expand(-1, size).view_as(x)
             proposal = x + ball.steepest(direction, x)
         else:
             proposal = ball.sample(x, generator)
-        share = max(FIRST_SHARE * (1 - step / steps) ** 2, 1 / x[:1].numel()) if x.numel() else 1.0
-        moves = torch.rand(x.shape, generator=generator, device=x.device) < share
+        length = max(round(FIRST_SHARE * (1 - step / steps) ** 4 * size), 1)
+        moves = ((places - (random[1] * size).floor()) % size < length).view_as(x)
         point = region.project(torch.where(moves, proposal, best))
         best, least = keep_lower(best, least, point, objective(point))
     return best, least

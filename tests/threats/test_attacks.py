@@ -5,44 +5,13 @@ from typing import Any
 
 import pytest
 import torch
+from attacked import BALL, COUNT, LATENT, PIXELS, curved, digits, draw, seeded, value
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
 from paperlib import VAE, Bernoulli, Gaussian, LinfBall, elbo, fgsm, mlp_vae, pgd
 from paperlib.threats.attacks import descend
-
-PIXELS, LATENT, COUNT = 36, 3, 20
-BALL = LinfBall(0.1)
-
-
-def seeded(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def digits(count: int = COUNT, seed: int = 0) -> Tensor:
-    """Like MNIST: most pixels exactly 0, some exactly 1, the others grey."""
-    kind, grey = torch.rand(2, count, PIXELS, generator=seeded(seed), dtype=torch.float64)
-    return torch.where(kind < 0.6, 0.0, torch.where(kind > 0.85, 1.0, grey))
-
-
-def curved(seed: int = 0, scale: float = 2.0) -> VAE:
-    """A random network with weights so large that its ELBO is far from linear inside the ball."""
-    torch.manual_seed(seed)
-    vae = mlp_vae((PIXELS,), (16,), LATENT).double()
-    with torch.no_grad():
-        for parameter in vae.parameters():
-            parameter *= scale
-    return vae
-
-
-def draw(count: int = COUNT, seed: int = 1) -> Tensor:
-    return torch.randn(count, LATENT, generator=seeded(seed), dtype=torch.float64)
-
-
-@torch.no_grad()
-def value(vae: VAE, x: Tensor, noise: Tensor, target: str | Tensor = "perturbed") -> Tensor:
-    return elbo(vae, x, noise, target)
 
 
 def stalling_pgd(vae: VAE, x: Tensor, ball: LinfBall, noise: Tensor, steps: int = 40) -> Tensor:
