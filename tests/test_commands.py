@@ -87,11 +87,14 @@ def test_every_field_of_the_configuration_is_a_flag(capsys: pytest.CaptureFixtur
 
 
 def test_an_objective_is_trained_by_its_flag(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    config = replace(CONFIG, objective="civet", weight_decay=0.1)
-    assert status("train", *FLAGS, "--objective", "civet", "--weight-decay", "0.1") == 0
+    config = replace(CONFIG, objective="civet delta=0.1", weight_decay=0.1)
+    assert status("train", *FLAGS, "--objective", "civet delta=0.1", "--weight-decay", "0.1") == 0
     assert load(here / "runs" / config.digest / "model.safetensors", config).latent_dim == 4
     assert status("train", *FLAGS, "--objective", "magic") == 1
-    assert "TrainConfig.objective is out of range: 'magic'; use one of adversarial, civet" in capsys.readouterr().err
+    assert (
+        "TrainConfig.objective is out of range: 'magic': unknown objective 'magic'; use one of 'adversarial', 'civet'"
+        in capsys.readouterr().err
+    )
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from paperlib.models.gaussian import kl
 from paperlib.models.vae import VAE
 from paperlib.rivals.inner_attack import attacked, check_steps
 from paperlib.threats.perturbation import PerturbationSet
@@ -18,16 +19,16 @@ from paperlib.training.objective import OBJECTIVES, Objective, TrainingStep
 
 @dataclass(frozen=True)
 class SmoothEncoder(Objective):
-    """Maximises  kappa * ELBO(x) - (1 - kappa) * W(q(z|x), q(z|x')),  W as in `coupling_cost`.
+    """Maximises  kappa * ELBO(x) - (1 - kappa) * ( KL' + W ),  KL' that of q(z|x') to the prior, and W the cost of
+    coupling q(z|x) to q(z|x'), see `coupling_cost`.
 
-    Up to a factor this is  ELBO(x) - weight * W  with weight = (1 - kappa) / kappa, so that kappa is tuned as for the
-    other objectives. x' is what PGD from a random point of the set makes of it to raise W; the gradient in the weights
-    runs through both posteriors. Each step of the attack costs a pass through the encoder forwards and one backwards.
+    With kappa = 1/2 it is half the ELBO of a pair of latents with the prior  N(z; 0, I) N(z'; 0, I) exp(-gamma |z -
+    z'|^2 / 2),  without its constant, where x depends on z alone: then gamma is what is tuned. x' is what PGD from a
+    random point of the set makes of it to raise W; the gradient in the weights runs through both posteriors. Each step
+    of the attack costs a pass through the encoder forwards and one backwards.
 
-    Written from the mathematics, not from the authors' code, which is not public. They derive the coupling from a pair
-    of latents with the prior N(z; 0, I) N(z'; 0, I) exp(-gamma |z - z'|^2 / 2), whose bound also holds the KL of
-    q(z|x') to the prior; here it is left out, as W ties q(z|x') to a posterior with a KL already. They weigh the
-    coupling by gamma alone (weight 1); here the weight can be chosen beside gamma.
+    Written from that mathematics, and not compared with code of the authors. The weight of the second term beside
+    gamma, the ramp of kappa and eps, and the 5 steps of the attack are this library's.
 
     Args:
         gamma: precision of the coupling: the larger, the nearer is  2 W / gamma  to the squared 2-Wasserstein distance.
@@ -50,14 +51,15 @@ class SmoothEncoder(Objective):
     def robust_term(self, vae: VAE, step: TrainingStep) -> Tensor:
         """Raises ValueError for kappa = 0: the coupling alone is best for an encoder that tells no inputs apart."""
         if step.kappa == 0:
-            raise ValueError("smooth-encoder needs a kappa above 0: its coupling alone is no objective")
+            raise ValueError("smooth-encoder needs a kappa above 0: without an ELBO it is no objective")
         mean, log_var = clean = vae.encode(step.x)
         fixed = mean.detach(), log_var.detach()
 
         def nearness(point: Tensor) -> Tensor:
             return -coupling_cost(fixed, vae.encode(point), self.gamma)
 
-        return -coupling_cost(clean, vae.encode(attacked(vae, nearness, step, self.steps)), self.gamma)
+        coupled = vae.encode(attacked(vae, nearness, step, self.steps))
+        return -step.beta * kl(*coupled) - coupling_cost(clean, coupled, self.gamma)
 
 
 def coupling_cost(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor], gamma: float) -> Tensor:

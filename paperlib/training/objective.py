@@ -1,13 +1,13 @@
 """What a step of training minimises: an objective, and the words that name the objectives.
 
-An objective is a small frozen object that carries its own options, such as `Adversarial(steps=10)`. A new one is one
-file that subclasses `Objective` and ends with `OBJECTIVES["its-word"] = MyObjective()`; the word then works in
-`TrainConfig.objective` and on the command line. A word stands for the same options in every run, as it names them in
-configurations and checkpoints: other options get a word of their own.
+An objective is a frozen dataclass that carries its own options, such as `Adversarial(steps=10)`. A new one is one file
+that subclasses `Objective` and ends with `OBJECTIVES["its-word"] = MyObjective()`; the word then works in
+`TrainConfig.objective` and on the command line, alone or with options: "its-word steps=10".
 """
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import Field, dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -82,8 +82,36 @@ class Objective(ABC):
 OBJECTIVES: dict[str, Objective] = {}  # by the word that stands for each in a configuration
 
 
-def find_objective(word: str) -> Objective:
-    """The objective that a word stands for. Raises ValueError for an unknown one."""
+def find_objective(name: str) -> Objective:
+    """The objective that a word stands for, with its default options or with those after it: "civet delta=0.01".
+
+    Raises ValueError for an unknown word or option, and for a value that the option does not take.
+    """
+    word, *options = name.split() or [""]
     if word not in OBJECTIVES:
         raise ValueError(f"unknown objective {word!r}; use one of {', '.join(map(repr, sorted(OBJECTIVES)))}")
-    return OBJECTIVES[word]
+    kinds = {field.name: type(getattr(OBJECTIVES[word], field.name)) for field in _fields(OBJECTIVES[word])}
+    given = {}
+    for option, _, value in (each.partition("=") for each in options):
+        if option not in kinds or option in given:
+            raise ValueError(f"{word} takes each of the options [{', '.join(kinds)}] once, as in {word} option=1")
+        try:
+            given[option] = kinds[option](value)
+        except ValueError:
+            raise ValueError(f"the option {option} of {word} is a {kinds[option].__name__}, got {value!r}") from None
+    return replace(OBJECTIVES[word], **given)  # type: ignore[type-var]
+
+
+def full_name(name: str) -> str:
+    """The one name of what `find_objective` finds by it: the word, and the options that are not the defaults, in order.
+
+    Raises ValueError as `find_objective`.
+    """
+    word, objective = (name.split() or [""])[0], find_objective(name)
+    values = {field.name: getattr(objective, field.name) for field in _fields(objective)}
+    options = [f"{key}={value}" for key, value in values.items() if value != getattr(OBJECTIVES[word], key)]
+    return " ".join([word, *options])
+
+
+def _fields(objective: Objective) -> tuple[Field[Any], ...]:
+    return fields(objective)  # type: ignore[arg-type]

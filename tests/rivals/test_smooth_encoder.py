@@ -8,8 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import integrate, optimize
 from torch import Tensor, nn
+from torch.distributions import MultivariateNormal, Normal, kl_divergence
 
-from paperlib import VAE, Bernoulli, Gaussian, LinfBall, TrainingStep, elbo, mlp_vae
+from paperlib import VAE, Bernoulli, Gaussian, LinfBall, TrainingStep, mlp_vae
+from paperlib.models.elbo import elbo_terms
+from paperlib.models.gaussian import kl
 from paperlib.rivals.inner_attack import attacked
 from paperlib.rivals.smooth_encoder import SmoothEncoder, coupling_cost
 
@@ -67,6 +70,21 @@ def transport(p: float, mean: float, scale: float) -> float:
     return mean + scale * math.sqrt(2) * torch.erfinv(torch.tensor(2 * p - 1, dtype=torch.float64)).item()
 
 
+def test_both_terms_are_the_bound_of_a_pair_of_latents() -> None:
+    """-KL' - W  is  E[log N(z') - gamma |z - z'|^2 / 2] + H(z' | z)  at the best normal coupling: here by its joint
+    covariance, in one dimension, with the correlation 2u / (1 + r).
+    """
+    m, s, n, t, gamma = 0.4, 0.7, -0.2, 1.3, 2.5
+    u = gamma * s * t
+    rho = 2 * u / (1 + math.sqrt(1 + 4 * u * u))
+    joint = MultivariateNormal(torch.tensor([m, n]), torch.tensor([[s * s, rho * s * t], [rho * s * t, t * t]]))
+    entropy = joint.entropy().item() - Normal(m, s).entropy().item()
+    log_prior = -(n * n + t * t) / 2 - math.log(2 * math.pi) / 2
+    bound = log_prior - gamma / 2 * ((m - n) ** 2 + s * s + t * t - 2 * rho * s * t) + entropy
+    one, other = posterior((m, s)), posterior((n, t))
+    assert (-kl(*other) - coupling_cost(one, other, gamma)).item() == pytest.approx(bound, rel=1e-5)
+
+
 def test_the_cost_is_symmetric_not_negative_and_grows_with_the_distance() -> None:
     generator = torch.Generator().manual_seed(0)
     one, other = (tuple(torch.randn(2, 50, 4, generator=generator, dtype=torch.float64).unbind(0)) for _ in range(2))
@@ -79,14 +97,18 @@ def test_the_cost_is_symmetric_not_negative_and_grows_with_the_distance() -> Non
 def test_the_loss_is_that_of_clean_inputs_and_of_the_coupling() -> None:
     vae, ball = mlp_vae((9,), (12,), 2, Bernoulli()).double(), LinfBall(0.1)
     x, noise = torch.rand(6, 9).double(), torch.randn(6, 2).double()
-    step = TrainingStep(x, ball.sample(x, torch.Generator().manual_seed(0)), ball, noise, 0.3)
+    step = TrainingStep(x, ball.sample(x, torch.Generator().manual_seed(0)), ball, noise, 0.3, beta=0.5)
     objective, q = SmoothEncoder(gamma=3.0, steps=4), vae.encode(x)
     point, fixed = step.start, tuple(part.detach() for part in q)
     for _ in range(4):
         point = point.detach().requires_grad_()
         (gradient,) = torch.autograd.grad(coupling_cost(fixed, vae.encode(point), 3.0).sum(), point)
         point = (point + 2.5 / 4 * 0.1 * gradient.sign()).clamp(*ball.box(x)).detach()
-    expected = -(0.3 * elbo(vae, x, noise) - 0.7 * coupling_cost(q, vae.encode(point), 3.0)).mean()
+    (mean, log_var), prior = vae.encode(point), Normal(torch.zeros(2).double(), 1.0)
+    divergence = kl_divergence(Normal(mean, torch.exp(log_var / 2)), prior).sum(1)
+    robust = -0.5 * divergence - coupling_cost(q, (mean, log_var), 3.0)
+    log_likelihood, clean_kl = elbo_terms(vae, x, noise, x)
+    expected = -(0.3 * (log_likelihood - 0.5 * clean_kl) + 0.7 * robust).mean()
     loss = objective.loss(vae, step)
     torch.testing.assert_close(loss, expected, rtol=1e-12, atol=0)
     gradients = [torch.autograd.grad(each, [*vae.parameters()]) for each in (loss, expected)]

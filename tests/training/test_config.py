@@ -16,8 +16,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from paperlib import OBJECTIVES, Bernoulli, Gaussian, TrainConfig
+from paperlib.rivals.smooth_encoder import SmoothEncoder
 from paperlib.runtime.files import ConfigMismatchError
 from paperlib.training.config import LATER_FIELDS
+from paperlib.training.objective import find_objective
 
 OTHER: dict[str, Any] = {
     "dataset": "mnist5k",
@@ -150,7 +152,8 @@ OUT_OF_RANGE = [
     *[("ramp_end", bad) for bad in (1.001, math.inf)],
     *[("clip", bad) for bad in (0.0, -1.0, math.nan)],
     *[(name, bad) for name in ("beta", "weight_decay") for bad in (-1e-9, math.nan, math.inf)],
-    ("objective", "magic"),
+    *[("objective", bad) for bad in ("magic", "", "civet delta", "civet gamma=1", "civet delta=2", "noise steps=3")],
+    *[("objective", bad) for bad in ("adversarial steps=1.5", "civet delta=0.1 delta=0.2")],
     ("threat", "l3"),
 ]
 
@@ -162,7 +165,7 @@ def test_a_value_out_of_range_is_an_error_that_names_its_field(name: str, bad: A
 
 
 def test_the_words_of_objectives_are_listed_by_the_error_and_by_the_help() -> None:
-    with pytest.raises(ValueError, match=f"; use one of {', '.join(sorted(OBJECTIVES))}$"):
+    with pytest.raises(ValueError, match=f"; use one of {', '.join(map(repr, sorted(OBJECTIVES)))}$"):
         TrainConfig(objective="magic")
     source = inspect.getsource(TrainConfig)
     (said,) = re.findall(r"objective: str = .*# (.*)", source)
@@ -171,6 +174,14 @@ def test_the_words_of_objectives_are_listed_by_the_error_and_by_the_help() -> No
 
 def test_each_field_with_a_range_has_been_tried() -> None:
     assert set(FIELDS) - {name for name, _ in OUT_OF_RANGE} == {"dataset", "seed"}
+
+
+def test_an_objective_with_options_has_one_name() -> None:
+    named = TrainConfig(objective=" smooth-encoder  steps=7 gamma=1e1")
+    assert named.objective == "smooth-encoder gamma=10.0 steps=7" and TrainConfig.from_dict(named.as_dict()) == named
+    assert find_objective(named.objective) == SmoothEncoder(gamma=10.0, steps=7)
+    assert TrainConfig(objective="civet delta=0.050") == TrainConfig(objective="civet")
+    assert len({TrainConfig(objective=name).digest for name in ("civet", "civet delta=0.1", "noise")}) == 3
 
 
 @pytest.mark.parametrize(

@@ -31,6 +31,7 @@ from paperlib.bounds.rules import UnsupportedLayerError
 from paperlib.data import arrays
 from paperlib.rivals.civet import Civet
 from paperlib.runtime.files import ConfigMismatchError
+from paperlib.threats.perturbation import PerturbationSet
 from paperlib.training import loop
 from paperlib.training.loop import TrainingDivergedError
 from paperlib.training.objective import find_objective
@@ -136,6 +137,34 @@ def test_beta_weighs_the_kl_in_the_robust_term_too(word: str) -> None:
 
 
 # ---- interrupted, and shared
+
+
+@dataclass(frozen=True)
+class Recording(Objective):
+    """Keeps what it draws."""
+
+    draws: list[Tensor]
+
+    def draw(self, x: Tensor, ball: PerturbationSet, generator: torch.Generator) -> Tensor:
+        self.draws.append(torch.rand(x.shape, generator=generator))
+        return self.draws[-1]
+
+    def robust_term(self, vae: VAE, step: TrainingStep) -> Tensor:
+        assert not self.draws or torch.equal(step.start, self.draws[-1])  # none are made for the check before training
+        return 0 * step.noise.sum(1)
+
+
+def test_draws_are_those_of_the_seed_and_fresh_in_each_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    def drawn(seed: int) -> list[Tensor]:
+        draws: list[Tensor] = []
+        monkeypatch.setitem(OBJECTIVES, "recording", Recording(draws))
+        run(None, replace(STEEP, objective="recording", seed=seed))
+        monkeypatch.delitem(OBJECTIVES, "recording")
+        return draws
+
+    first, second, other = drawn(0), drawn(0), drawn(1)
+    assert len(first) == SMALL.steps and all(map(torch.equal, first, second))
+    assert not any(torch.equal(one, two) for k, one in enumerate(first) for two in [*first[:k], *other])
 
 
 @pytest.mark.parametrize("word", RIVALS)
