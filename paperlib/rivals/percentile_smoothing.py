@@ -81,7 +81,7 @@ def percentile_smoothing(
                 f"samples={samples}, batch_size={batch_size}"
             )
     check_range(low, high)
-    check_inputs(vae, x, torch.zeros(len(x), vae.latent_dim).to(x))
+    check_inputs(vae, x, x.new_zeros(len(x), vae.latent_dim))
     if x.numel() and not (x.min() >= low and x.max() <= high):
         raise ValueError(f"x must be in [{low}, {high}], got values in [{x.min()}, {x.max()}]")
     check_targets(vae, x.new_tensor([low, high]))
