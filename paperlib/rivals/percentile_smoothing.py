@@ -62,7 +62,7 @@ def percentile_smoothing(
     Returns:
         One row per example: index, eps, sigma, quantile, samples, confidence, lower, estimate (the p-quantile of the
         draws at x, of which nothing is promised) and upper. In nats, float64; an end is infinite where too few draws
-        allow no rank.
+        allow no rank: 1,000 of them do at the median, with confidence 0.999, up to eps = 2.46 sigma.
 
     Raises:
         ValueError: an argument out of its range; x not finite, outside [low, high], or not fitting the model.
