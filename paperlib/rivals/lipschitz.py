@@ -18,7 +18,7 @@ from paperlib.rivals.lipschitz_layers import GroupSort, LogVariance, TwoLinear
 
 
 class LipschitzConstants(NamedTuple):
-    """Of the decoder, the encoder's mean and the encoder's sigma, for l2 norms: a, b and c of the published margin."""
+    """Of the networks of decoder, mean and sigma, before any sigmoid, in l2: a, b and c of the published margin."""
 
     decoder: float
     mean: float
@@ -180,10 +180,12 @@ def r_robustness_margin(a: float, b: float, c: float, s: Tensor, r: float) -> Te
         R: [batch], an l2 radius in the units of the data.
 
     Raises:
-        ValueError: a constant that is not positive and finite, a negative r or s.
+        ValueError: a constant that is not positive and finite, an r or s that is negative, an infinite r.
     """
-    if not all(0 < constant < math.inf for constant in (a, b, c)) or not r >= 0 or not (s >= 0).all():
-        raise ValueError(f"the margin needs positive a, b, c and no negative r or s, got a={a}, b={b}, c={c}, r={r}")
+    if not all(0 < constant < math.inf for constant in (a, b, c)) or not 0 <= r < math.inf or not (s >= 0).all():
+        raise ValueError(
+            f"the margin needs positive a, b, c, a finite r and no negative s, got a={a}, b={b}, c={c}, r={r}"
+        )
     room = r**2 / (2 * a**2) - 4 * s.square()
     half = 2 * c * s
     # the larger root, in the form that does not subtract two near numbers

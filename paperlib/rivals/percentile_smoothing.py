@@ -62,7 +62,7 @@ def percentile_smoothing(
     Returns:
         One row per example: index, eps, sigma, quantile, samples, confidence, lower, estimate (the p-quantile of the
         draws at x, of which nothing is promised) and upper. In nats, float64; an end is infinite where too few draws
-        allow no rank.
+        allow no rank: 1,000 of them do at the median, with confidence 0.999, up to eps = 2.46 sigma.
 
     Raises:
         ValueError: an argument out of its range; x not finite, outside [low, high], or not fitting the model.
@@ -81,7 +81,7 @@ def percentile_smoothing(
                 f"samples={samples}, batch_size={batch_size}"
             )
     check_range(low, high)
-    check_inputs(vae, x, torch.zeros(len(x), vae.latent_dim).to(x))
+    check_inputs(vae, x, x.new_zeros(len(x), vae.latent_dim))
     if x.numel() and not (x.min() >= low and x.max() <= high):
         raise ValueError(f"x must be in [{low}, {high}], got values in [{x.min()}, {x.max()}]")
     check_targets(vae, x.new_tensor([low, high]))

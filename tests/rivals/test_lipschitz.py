@@ -261,7 +261,9 @@ def test_the_margin_is_monotone_in_everything() -> None:
         assert (changed <= margin).all() and (changed < margin)[1:].all()
 
 
-@pytest.mark.parametrize("bad", [{"a": 0.0}, {"b": -1.0}, {"c": math.inf}, {"r": -1.0}, {"s": torch.tensor([-0.1])}])
+@pytest.mark.parametrize(
+    "bad", [{"a": 0.0}, {"b": -1.0}, {"c": math.inf}, {"r": -1.0}, {"r": math.inf}, {"s": torch.tensor([-0.1])}]
+)
 def test_a_margin_of_nothing_is_an_error(bad: dict[str, float | Tensor]) -> None:
     with pytest.raises(ValueError, match="the margin needs positive a, b, c"):
         r_robustness_margin(**{"a": 1.0, "b": 1.0, "c": 1.0, "s": torch.zeros(1), "r": 1.0} | bad)

@@ -99,7 +99,7 @@ def test_by_hand() -> None:
 
 
 @EACH_CASE
-def test_each_part_is_attained_to_first_order_by_linear_networks(likelihood: str, target: str) -> None:
+def test_little_is_lost_to_first_order_in_linear_networks(likelihood: str, target: str) -> None:
     """At a small radius a factor of a few is all that the sum of separate worst cases costs."""
     vae, x, noise = model(likelihood, ())
     clean = elbo(vae, x, noise)

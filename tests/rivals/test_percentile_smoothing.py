@@ -126,6 +126,12 @@ def test_too_few_draws_promise_nothing() -> None:
     assert rows.lower.item() == -math.inf and rows.upper.item() == math.inf and math.isfinite(rows.estimate.item())
 
 
+def test_the_largest_radius_of_a_thousand_draws_is_the_documented_one() -> None:
+    settings = {"sigma": 1.0, "samples": 1000, "confidence": 0.999}
+    assert math.isfinite(smooth_linear(eps=2.46, **settings).lower.item())
+    assert smooth_linear(eps=2.47, **settings).lower.item() == -math.inf
+
+
 def test_draws_are_clamped_to_the_range_before_they_are_scored() -> None:
     rows = smooth_linear(sigma=1e6, low=0.0, high=1.0, samples=500)
     corners = {3 * i - 4 * j + 12 * k for i in (0, 1) for j in (0, 1) for k in (0, 1)}
