@@ -27,10 +27,11 @@ from paperlib.rivals.civet import civet_error
 from paperlib.threats.apgd import apgd
 from paperlib.threats.attacks import fgsm, pgd
 from paperlib.threats.balls import LinfBall
+from paperlib.threats.directions import lighting, low_frequencies
 from paperlib.threats.l1_ball import L1Ball
 from paperlib.threats.l2_ball import L2Ball
 from paperlib.threats.latent import latent_attack
-from paperlib.threats.linear_set import LinearSet, lighting, low_frequencies
+from paperlib.threats.linear_set import LinearSet
 from paperlib.threats.output import damage_attack
 from paperlib.threats.patch import PatchSet
 from paperlib.threats.picture import attack_picture

@@ -10,7 +10,7 @@ from paperlib.data.arrays import Dataset
 from paperlib.models.elbo import Target
 from paperlib.models.vae import VAE
 from paperlib.runtime.files import atomic
-from paperlib.threats.picture import SHOWN, attack_picture, image_shape
+from paperlib.threats.picture import SHOWN, attack_picture, picture_shape
 
 FORMATS = (".png", ".pdf", ".svg")
 
@@ -24,7 +24,7 @@ def check_picture(path: Path, shape: tuple[int, ...]) -> None:
     """
     if path.suffix not in FORMATS:
         raise ValueError(f"a picture is a file in {', '.join(FORMATS)}, got {path}")
-    image_shape(shape)
+    picture_shape(shape)
     if find_spec("matplotlib") is None:
         raise ModuleNotFoundError("--picture needs matplotlib: pip install matplotlib")
 

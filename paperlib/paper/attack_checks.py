@@ -16,7 +16,7 @@ from paperlib.paper.mnist_training import EPS, ModelAtRadius, models_config
 from paperlib.paper.rivals import ATTACK_STEPS, RADII
 from paperlib.runtime.parallel import in_parallel
 from paperlib.threats.attacks import pgd
-from paperlib.threats.linear_set import lighting
+from paperlib.threats.directions import lighting
 from paperlib.threats.patch import PatchSet
 from paperlib.threats.perturbation import PerturbationSet
 from paperlib.threats.sanity import loss_along_attack, sanity_checks

@@ -18,7 +18,7 @@ from paperlib.models.vae import VAE
 from paperlib.paper.attack_checks import LIGHTING, PATCH
 from paperlib.paper.mnist_training import models_config
 from paperlib.runtime.parallel import in_parallel
-from paperlib.threats.linear_set import lighting
+from paperlib.threats.directions import lighting
 from paperlib.threats.patch import PatchSet
 from paperlib.threats.suite import strongest
 

@@ -10,7 +10,8 @@ from torch.nn import functional as F
 
 from paperlib.bounds.box import Interval
 from paperlib.bounds.interval import outward
-from paperlib.threats.perturbation import ChangeRegion, PerturbationSet, check_range, image_shape
+from paperlib.threats.images import image_shape
+from paperlib.threats.perturbation import ChangeRegion, PerturbationSet, check_range
 
 STREAMED = 2**22  # numbers of an intermediate result at a time
 ELSEWHERE = 0.5  # share of the steepest change outside of the best window

@@ -4,9 +4,7 @@ A set is a small frozen object that holds for any input. Around the inputs of a 
 ask for.
 """
 
-import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -238,20 +236,3 @@ def check_range(low: float, high: float) -> None:
     """Raises ValueError unless low < high."""
     if not low < high:
         raise ValueError(f"the data range needs low < high, got low={low}, high={high}")
-
-
-def image_shape(data_shape: Sequence[int]) -> tuple[int, int, int]:
-    """(channels, height, width) of data that are images [height, width], [channels, height, width], or square and flat.
-
-    Raises ValueError for another shape.
-    """
-    sides = tuple(data_shape)
-    if len(sides) == 1 and math.isqrt(sides[0]) ** 2 == sides[0]:
-        sides = (math.isqrt(sides[0]),) * 2
-    if len(sides) not in (2, 3) or min(sides) < 1:
-        raise ValueError(
-            f"data of shape {list(data_shape)} are no images: these are [height, width], [channels, height, width], or "
-            "flat squares"
-        )
-    channels, height, width = (1, *sides)[-3:]
-    return channels, height, width

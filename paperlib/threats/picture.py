@@ -1,6 +1,5 @@
 """A picture of what an attack does: inputs, perturbations and reconstructions, with the numbers under each."""
 
-import math
 from typing import Any
 
 import torch
@@ -8,6 +7,7 @@ from torch import Tensor
 
 from paperlib.models.elbo import Target, elbo
 from paperlib.models.vae import VAE
+from paperlib.threats.images import image_shape
 
 SHOWN = 8  # examples, at most
 FACTOR = 10  # by which a perturbation is enlarged
@@ -29,7 +29,7 @@ def attack_picture(
     reconstruction r the error ||r - x|| to the unperturbed input, all in data units.
 
     Args:
-        x, x_adv: images of a shape that `image_shape` takes, [count, *data_shape].
+        x, x_adv: images of a shape that `picture_shape` takes, [count, *data_shape].
         noise: [count, latent_dim], of the ELBOs.
         target: which image's likelihood the ELBO is, see `elbo`.
         low, high: data range; black and white.
@@ -38,7 +38,7 @@ def attack_picture(
         ValueError: examples that are no images, and as `elbo`.
         ModuleNotFoundError: without matplotlib, which the library does not need otherwise.
     """
-    shape = image_shape(tuple(x.shape[1:]))
+    shape = picture_shape(tuple(x.shape[1:]))
     try:
         from matplotlib.figure import Figure  # here, as the library works without it
     except ModuleNotFoundError as error:
@@ -80,16 +80,15 @@ def attack_picture(
     return figure
 
 
-def image_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
+def picture_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
     """Height and width, and 3 channels if there are any, of an example of this shape.
 
     Raises ValueError unless it is [height, width], [1, height, width], [3, height, width] or a flat square.
     """
-    side = math.isqrt(shape[0])
-    if len(shape) == 1 and side > 1 and side * side == shape[0]:
-        return side, side
-    if len(shape) == 2:
-        return shape
-    if len(shape) == 3 and shape[0] in (1, 3):
-        return shape[1:] if shape[0] == 1 else (*shape[1:], 3)
-    raise ValueError(f"examples of shape {shape} are no images, so there is no picture of them")
+    try:
+        channels, height, width = image_shape(shape)
+    except ValueError:
+        channels, height, width = 0, 0, 0
+    if channels not in (1, 3) or height * width == 1:
+        raise ValueError(f"examples of shape {shape} are no images, so there is no picture of them")
+    return (height, width) if channels == 1 else (height, width, 3)

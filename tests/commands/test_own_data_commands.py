@@ -17,7 +17,7 @@ from paperlib.__main__ import main
 from paperlib.commands import measure
 from paperlib.data.arrays import file_checksum
 from paperlib.runtime.rows import read_header, read_rows
-from paperlib.threats.picture import image_shape
+from paperlib.threats.picture import picture_shape
 from paperlib.training import loop
 
 FLAGS = ["--hidden", "8", "--latent-dim", "3", "--steps", "10", "--batch-size", "32", "--device", "cpu"]
@@ -189,13 +189,13 @@ def test_a_picture_shows_the_first_attacked_images(suffix: str, model: Path) -> 
     [((64,), (8, 8)), ((3, 5), (3, 5)), ((1, 4, 6), (4, 6)), ((3, 4, 6), (4, 6, 3))],
 )
 def test_shapes_of_images(shape: tuple[int, ...], expected: tuple[int, ...]) -> None:
-    assert image_shape(shape) == expected
+    assert picture_shape(shape) == expected
 
 
 @pytest.mark.parametrize("shape", [(5,), (1,), (2, 4, 4), (1, 3, 4, 4)])
 def test_examples_that_are_no_images_have_no_picture(shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="are no images, so there is no picture of them"):
-        image_shape(shape)
+        picture_shape(shape)
 
 
 @pytest.mark.usefixtures("no_work")

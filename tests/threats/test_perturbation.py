@@ -32,7 +32,8 @@ from paperlib import (
 )
 from paperlib.bounds.affine import affine_rows
 from paperlib.bounds.rules import UnsupportedLayerError
-from paperlib.threats.perturbation import ChangeRegion, PerturbationSet, image_shape
+from paperlib.threats.images import image_shape
+from paperlib.threats.perturbation import ChangeRegion, PerturbationSet
 
 METHODS = ["ibp", "crown-ibp", "crown"]
 SHAPES = {"mlp": (16,), "conv": (1, 4, 4)}

@@ -67,10 +67,10 @@ def worst_cases(stored: Mapping[str, Tensor], models: Sequence[str], caption: st
     lines = [("clean", x, {name: stored[f"{name} clean"] for name in models})]
     for name in models:
         for threat, title in titles.items():
-            found, proven = (stored[f"{name} {threat} {kind}"] for kind in ("attacked", "certified"))
+            reached, proven = (stored[f"{name} {threat} {kind}"] for kind in ("attacked", "certified"))
             key = "exact" if threat == "lighting" else "certified"
             lines.append(
-                (f"{LABELS.get(name, name)}\n{title}", stored[f"{name} {threat}"], {"attacked": found, key: proven})
+                (f"{LABELS.get(name, name)}\n{title}", stored[f"{name} {threat}"], {"attacked": reached, key: proven})
             )
     figure, axes = panels(len(lines), len(x), height=1.02 * len(lines) + 0.3, width=1.25 * len(x) + 1.0)
     for number, axis in enumerate(axes):
