@@ -20,6 +20,7 @@ from paperlib.bounds.rounding import unit_roundoff
 from paperlib.threats.norm_ball import NormBall, NormRegion
 
 STEPS = 100  # of the search for a projection, at most; about ten are usual
+FEW = 64  # largest weights that are tried before all of them are sorted
 SHARE = 0.01  # of the features among which `steepest` spreads its change, at least
 
 
@@ -31,12 +32,13 @@ class L1Region(NormRegion):
         weights, caps = torch.broadcast_tensors(weights, caps)
         fixed, limits = weights.detach(), caps.detach()
         threshold = _threshold(fixed, limits, self.eps)
-        full, at_threshold = fixed > threshold, fixed == threshold
+        side = (fixed - threshold).sign_()  # not masks, which are slower
+        full, at_threshold = side.clamp(min=0), 1 - side.abs()
         # what is left goes to the features at the threshold, which adds nothing but makes m attain the maximum
         rest = (self.eps - (limits * full).sum(-1, keepdim=True)).clamp(min=0)
         room = limits * at_threshold
         share = (rest / room.sum(-1, keepdim=True).clamp(min=torch.finfo(caps.dtype).tiny)).clamp(max=1)
-        m = torch.where(full, caps, room * share)
+        m = caps * full + room * share
         return ((weights - threshold) * m).sum(-1) + threshold.squeeze(-1) * self.eps
 
     def nearest(self, sizes: Tensor, caps: Tensor, eps: float) -> Tensor:
@@ -81,8 +83,14 @@ class L1Region(NormRegion):
 
 def _threshold(weights: Tensor, caps: Tensor, eps: float) -> Tensor:
     """The weight at which eps is spent, [*rows, batch, 1], or 0 where the caps leave some of it."""
-    ordered, index = weights.sort(-1, descending=True)
-    spent = caps.gather(-1, index).cumsum(-1)
+    features, on_cpu = weights.shape[-1], weights.device.type == "cpu"
+    useful = weights * caps.sign()
+    # a few of the largest often spend all; asking for that would keep another device waiting
+    for count in (min(FEW, features), features) if on_cpu else (features,):
+        ordered, index = useful.topk(count, -1)
+        spent = caps.gather(-1, index).cumsum(-1)
+        if count < features and bool((spent[..., -1] >= eps).all()):
+            break
     filled = (spent < eps).sum(-1, keepdim=True)
     return torch.cat([ordered, torch.zeros_like(ordered[..., :1])], -1).gather(-1, filled)
 

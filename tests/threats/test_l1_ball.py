@@ -58,6 +58,15 @@ def test_the_gradient_of_the_minimum_is_a_point_that_attains_it(seed: int, eps: 
     torch.testing.assert_close((c * point).sum(-1), least, rtol=1e-9, atol=1e-12)
 
 
+def test_a_few_of_the_largest_weights_are_enough_or_all_are_sorted(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, c = inputs(0, 3, 40), torch.randn(2, 3, 40, dtype=torch.float64)
+    for eps in (0.3, 3.0, 30.0):
+        expected = L1Ball(eps).concretize(c, x)
+        for few in (1, 4, 39):
+            monkeypatch.setattr("paperlib.threats.l1_ball.FEW", few)
+            torch.testing.assert_close(L1Ball(eps).concretize(c, x), expected, rtol=1e-14, atol=1e-14)
+
+
 @given(st.integers(0, 2**16), st.floats(0, 5))
 def test_no_point_has_a_lower_value_than_the_minimum_or_a_larger_spread(seed: int, eps: float) -> None:
     x, c, ball = inputs(seed, 2, 30), torch.randn(3, 2, 30, dtype=torch.float64), L1Ball(eps)
