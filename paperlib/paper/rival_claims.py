@@ -58,7 +58,7 @@ def lighting(rows: pd.DataFrame, tolerance: float) -> dict[str, bool]:
     """Rows of `lighting_rows`."""
     closed = rows["attacked"] - rows["exact"] <= tolerance + 1e-6
     return {
-        "For every image the worst lighting is found: the attack reaches the exact bound within the tolerance.": bool(
+        "The worst lighting of every image is exact: the attack reaches the exact bound within the tolerance.": bool(
             closed.all()
         )
     }

@@ -21,7 +21,7 @@ HIDDEN = {"paper": 512, "smoke": 32}
 SEEDS = {"paper": (0, 1, 2), "smoke": (0,)}
 L2_EPS = 1.0  # radius of the recipe that is trained on an l2 ball
 CHANNELS = {"paper": (8, 16), "smoke": (2, 4)}  # of the convolutional networks
-LIPSCHITZ = {"b": 5.0, "c": 1.0}  # constants of the encoder's mean and sigma
+LIPSCHITZ = {"b": 1.0, "c": 1.0}  # constants of the encoder's mean and sigma
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ RECIPES = (
     Recipe("weight decay", _one_of("weight_decay", 0.1, 0.3, 1.0), PLAIN),
     Recipe("noise-trained VAE", _one_of("eps", 0.25, 0.5, 1.0), {"objective": "noise", "kappa": 0.0}),
     Recipe("smooth encoder", _one_of("kappa", 0.1, 0.3, 0.5), {"objective": "smooth-encoder"}),
-    Recipe("Lipschitz VAE", _one_of("a", 20.0, 50.0, 100.0), PLAIN),
+    Recipe("Lipschitz VAE", _one_of("a", 2.0, 5.0, 10.0), PLAIN),
     Recipe("adversarial training", _one_of("kappa", 0.0, 0.25, 0.5), {"objective": "adversarial"}),
     Recipe("CIVET", _one_of("kappa", 0.25, 0.5, 0.75), {"objective": "civet"}),
     Recipe("proVAE, intervals", _one_of("kappa", 0.25, 0.5, 0.75)),

@@ -22,7 +22,7 @@ from paperlib.threats.directions import lighting
 from paperlib.threats.patch import PatchSet
 from paperlib.threats.suite import strongest
 
-LIT = {"paper": 100, "smoke": 2}  # images whose worst lighting is found, the first of the test set
+LIT = {"paper": 100, "smoke": 2}  # images whose worst lighting is computed, the first of the test set
 PICTURED = 4  # images of the figure
 TOLERANCE = 0.1  # nats, of branch and bound
 SECONDS = {"paper": 120.0, "smoke": 6.0}  # for CHUNK images and one end
