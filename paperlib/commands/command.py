@@ -2,9 +2,13 @@
 
 from abc import ABC, abstractmethod
 from pathlib import Path
+from typing import Literal
 
 from paperlib.data.arrays import Dataset, load_array
 from paperlib.runtime.distributed import rank_and_world_size
+from paperlib.threats.directions import lighting
+from paperlib.threats.patch import PatchSet
+from paperlib.threats.perturbation import PerturbationSet
 
 
 class Command(ABC):
@@ -19,6 +23,25 @@ def say(text: str) -> None:
     """Print lines at once; of several processes that share a command, only the first speaks."""
     if rank_and_world_size()[0] == 0:
         print(text, flush=True)
+
+
+Threat = Literal["linf", "l2", "l1", "patch", "lighting"]
+
+
+def perturbation_set(threat: Threat, eps: float, data: Dataset) -> PerturbationSet:
+    """The set of --threat and --eps in the range of the data.
+
+    Raises ValueError for a patch whose side is no whole number, and for lighting of data that are not in [0, 1].
+    """
+    if threat == "patch":
+        if eps != int(eps):
+            raise ValueError(f"--threat patch: --eps is the side of the patch in whole pixels, got {eps:g}")
+        return PatchSet(int(eps), int(eps), low=data.low, high=data.high)
+    if threat == "lighting":
+        if (data.low, data.high) != (0.0, 1.0):
+            raise ValueError(f"--threat lighting is for pixels in [0, 1], these are in [{data.low:g}, {data.high:g}]")
+        return lighting(eps, eps)
+    return data.ball(eps, threat)
 
 
 def own_data(path: Path | None, low: float, high: float, dataset: str | None) -> Dataset | None:

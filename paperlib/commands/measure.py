@@ -15,7 +15,7 @@ from tyro.conf import Positional, arg
 from paperlib.certificates.crown import CrownIBP
 from paperlib.certificates.evaluation import NOISE_SEED, Evaluation, evaluate, evaluation_noise, summary
 from paperlib.certificates.method import Method, find_method
-from paperlib.commands.command import Command, own_data, say
+from paperlib.commands.command import Command, Threat, own_data, perturbation_set, say
 from paperlib.commands.picture import check_picture, write_picture
 from paperlib.data.arrays import Dataset, file_checksum
 from paperlib.data.datasets import CHECKSUMS, data_origin, load_dataset
@@ -37,7 +37,11 @@ class Measure(Command):
     model: Annotated[Positional[Path], arg(metavar="MODEL.safetensors")]
     """A model that `python -m paperlib train` or paperlib.save has written."""
     eps: float
-    """Radius of the perturbation, in data units (pixels in [0, 1])."""
+    """Radius of the perturbation, in data units (pixels in [0, 1]); of a patch its side, in pixels."""
+    threat: Threat = "linf"
+    """What an adversary can do: change every pixel by up to eps (linf); change the image by a length (l2) or a sum of
+    changes (l1) of up to eps; put any values in a square of eps x eps pixels (patch); change brightness and contrast by
+    up to eps each (lighting)."""
     images: int | None = None
     """How many images, the first of the test set; all of them if not given."""
     draws: int = 1
@@ -71,6 +75,7 @@ class Measure(Command):
             test, origin = self._examples(config)
             if min(self.draws, 1 if self.images is None else self.images) < 1:
                 raise ValueError(f"needs an image and a draw, got images={self.images}, draws={self.draws}")
+            ball = perturbation_set(self.threat, self.eps, test)
             device, target = choose_device(self.device), self.target or config.target
             x = test.x[: self.images]
             settings = {
@@ -78,6 +83,7 @@ class Measure(Command):
                 "weights": hashlib.sha256(self.model.read_bytes()).hexdigest(),
                 "dataset": test.name,
                 "eps": self.eps,
+                **({} if self.threat == "linf" else {"threat": self.threat}),
                 "images": len(x),
                 "draws": self.draws,
                 "noise_seed": self.noise_seed,
@@ -90,12 +96,12 @@ class Measure(Command):
             output = self.output or self.model.with_name(f"{self.model.stem}_{kind}_{self.eps:g}_{digest}.csv")
             on_rank_zero(lambda: self.check(output, test))
             noise = evaluation_noise(len(x), vae.latent_dim, self.draws, self.noise_seed)
-            say(f"{config.digest}: {kind} at eps {self.eps:g} in data units, {len(x):,} test images of {test.name}")
+            say(f"{config.digest}: {kind} at {self._radius}, {len(x):,} test images of {test.name}")
             start = perf_counter()
             evaluated = evaluate(
                 vae.to(device),
                 x.to(device),
-                test.ball(self.eps),
+                ball,
                 noise.to(device),
                 attack=attack and {**attack, "generator": torch.Generator().manual_seed(self.noise_seed)},
                 target=target,
@@ -121,6 +127,10 @@ class Measure(Command):
             raise ValueError(f"the model was trained on data of your own, {name}: give the test examples by --data")
         test = load_dataset(name, "test")
         return test, data_origin(test.name)
+
+    @property
+    def _radius(self) -> str:
+        return f"eps {self.eps:g} in data units" if self.threat == "linf" else f"{self.threat} {self.eps:g}"
 
     @property
     def keeps(self) -> bool:

@@ -195,9 +195,8 @@ def _at_radius(
         attacked = elbo(vae.in_float64(), point, noise.double())
     certified = certify(vae, x, ball, noise, method=method)
     lowest = torch.from_numpy(certified["certified"].to_numpy(copy=True))
-    if any(
-        isinstance(layer, LogVariance) for layer in vae.encoder.children()
-    ):  # layer by layer, bounds of sorted pairs are far looser
+    # layer by layer, bounds of sorted pairs are far looser
+    if any(isinstance(layer, LogVariance) for layer in vae.encoder.children()):
         length = ball.size * (x[0].numel() ** 0.5 if isinstance(ball, LinfBall) else 1.0)
         lowest = lowest.maximum(lipschitz_certificate(vae.in_float64(), x.double(), length, noise.double()))
     return {
