@@ -25,9 +25,10 @@ from paperlib.models.likelihood import Bernoulli, Gaussian, Likelihood
 from paperlib.models.vae import VAE, GaussianHeads, conv_vae, mlp_vae
 from paperlib.threats.attacks import fgsm, pgd
 from paperlib.threats.balls import LinfBall
+from paperlib.threats.directions import lighting, low_frequencies
 from paperlib.threats.l1_ball import L1Ball
 from paperlib.threats.l2_ball import L2Ball
-from paperlib.threats.linear_set import LinearSet, lighting, low_frequencies
+from paperlib.threats.linear_set import LinearSet
 from paperlib.threats.patch import PatchSet
 from paperlib.training.checkpoint import load, save
 from paperlib.training.config import TrainConfig
