@@ -207,6 +207,19 @@ def test_newton_stays_below_the_multiplier_and_arrives(seed: int, eps: float) ->
     assert ((length >= eps * (1 - 1e-10)) | (inverse == 0)).all()
 
 
+def test_without_a_range_the_minimum_is_that_of_the_dual_norm() -> None:
+    ball, x, c = L2Ball(0.7, -math.inf, math.inf), inputs(0, 3, 20), torch.randn(4, 3, 20, dtype=torch.float64)
+    dual = 0.7 * c.abs().norm(dim=-1)
+    torch.testing.assert_close(ball.concretize(c, x), (c * x).sum(-1) - dual)
+    torch.testing.assert_close(ball.unchecked_region(x).spread(c.abs()), dual)
+    layer = nn.Linear(20, 4, bias=False).double()
+    reach = 0.7 * layer.weight.abs().norm(dim=-1)
+    torch.testing.assert_close(ball.first_layer(layer, x).upper, layer(x) + reach)
+    for point in (ball.project(9 * x - 4, x), ball.sample(x), ball.project(x + ball.steepest(c[0], x), x)):
+        assert (torch.linalg.vector_norm((point - x).double(), 2, dim=1) <= 0.7 + 1e-15).all()
+    assert ball.sound_region(x.float()).box.contains(ball.sample(x.float()).double()).all()
+
+
 @pytest.mark.parametrize("eps", [-0.1, math.nan, math.inf])
 def test_an_eps_that_is_no_radius_is_refused(eps: float) -> None:
     with pytest.raises(ValueError, match=f"eps must be finite and not negative, got {eps}"):

@@ -1,10 +1,9 @@
-"""Linear sets: bounds that are exact where no pixel saturates and close with the deltas, lighting and frequencies."""
+"""Linear sets: bounds that are exact where no pixel saturates and close with the deltas."""
 
 import math
 from itertools import pairwise, product
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -12,7 +11,7 @@ from hypothesis import strategies as st
 from scipy.optimize import linprog
 from torch import Tensor, nn
 
-from paperlib import Interval, LinearSet, lighting, low_frequencies
+from paperlib import Interval, LinearSet, lighting
 
 INF = math.inf
 
@@ -199,30 +198,6 @@ def test_the_steepest_change_is_the_corner_that_raises_a_linear_function_most() 
     torch.testing.assert_close((gradient * change).sum(1), torch.stack([gradient @ d for d in corners]).amax(0))
 
 
-def test_lighting_moves_brightness_and_contrast_around_mid_grey() -> None:
-    x = torch.tensor([[0.0, 0.5, 0.75, 1.0]])
-    region = lighting(0.2, 0.4).unchecked_region(x)
-    zero = torch.tensor([0])
-    torch.testing.assert_close(region.points(torch.tensor([[0.1, 0.0]]), zero), torch.tensor([[0.1, 0.6, 0.85, 1.0]]))
-    torch.testing.assert_close(region.points(torch.tensor([[0.0, -0.4]]), zero), torch.tensor([[0.2, 0.5, 0.65, 0.8]]))
-    torch.testing.assert_close(region.points(torch.tensor([[0.0, 0.4]]), zero), torch.tensor([[0.0, 0.5, 0.85, 1.0]]))
-
-
-@pytest.mark.parametrize("shape", [(25,), (5, 5), (1, 5, 5), (3, 5, 5)])
-def test_low_frequencies_are_orthogonal_patterns_of_largest_value_one(shape: tuple[int, ...]) -> None:
-    chosen = low_frequencies(6, shape, 0.1)
-    assert isinstance(chosen.directions, Tensor) and chosen.directions.shape == (6, *shape)
-    flat = chosen.directions.flatten(1)
-    torch.testing.assert_close(flat.abs().amax(1), torch.ones(6).double())
-    gram = flat @ flat.T
-    torch.testing.assert_close(gram, gram.diag().diag(), rtol=0, atol=1e-12)
-    assert torch.equal(flat[0], torch.ones_like(flat[0]))
-    scipy_basis = np.cos(np.pi * (np.arange(5) + 0.5) / 5)  # the next two: half a wave across, half a wave down
-    image = chosen.directions.reshape(6, -1, 5, 5)[:, 0].numpy()
-    np.testing.assert_allclose(image[1], np.tile(scipy_basis / scipy_basis.max(), (5, 1)), atol=1e-12)
-    np.testing.assert_allclose(image[2], image[1].T, atol=1e-12)
-
-
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -235,9 +210,6 @@ def test_low_frequencies_are_orthogonal_patterns_of_largest_value_one(shape: tup
         (lambda: LinearSet(torch.ones(1, 3), 0.1, 1.0, 0.0), "low < high"),
         (lambda: LinearSet(torch.ones(1, 4), 0.1).box(torch.zeros(2, 3)), r"shape \[1, 4\] do not fit x of \[2, 3\]"),
         (lambda: LinearSet(lambda x: x, 0.1).box(torch.zeros(2, 3)), r"shape \[2, 3\] do not fit x of \[2, 3\]"),
-        (lambda: low_frequencies(0, (5, 5), 0.1), "1 to 25 frequencies, not 0"),
-        (lambda: low_frequencies(26, (25,), 0.1), "1 to 25 frequencies, not 26"),
-        (lambda: low_frequencies(2, (24,), 0.1), "are no images"),
     ],
 )
 def test_what_is_no_set_is_refused(make: Any, message: str) -> None:
