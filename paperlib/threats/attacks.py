@@ -80,10 +80,31 @@ def pgd(
     return best
 
 
-def descend(objective: Objective, x: Tensor, ball: PerturbationSet, start: Tensor, steps: int) -> tuple[Tensor, Tensor]:
-    """Sign-gradient descent of any per-example objective inside the ball around x: the best point met and its value.
+def shrinking(step: int, steps: int) -> float:
+    """The whole size first, as FGSM; then from a half down to a fortieth."""
+    return 1.0 if step == 0 else 0.5 - 0.475 * step / steps
 
-    The start and the point after one step of size eps are among those met. No gradient remains in the result.
+
+def constant(step: int, steps: int) -> float:
+    """All alike, and together two and a half times the size (Madry et al. 2018)."""
+    return min(2.5 / steps, 1.0)
+
+
+def descend(
+    objective: Objective,
+    x: Tensor,
+    ball: PerturbationSet,
+    start: Tensor,
+    steps: int,
+    schedule: Callable[[int, int], float] = shrinking,
+) -> tuple[Tensor, Tensor]:
+    """Sign-gradient descent of any per-example objective inside the set around x: the best point met and its value.
+
+    The start is among those met and, with the default schedule, the point after one step of the set's size. No gradient
+    remains in the result.
+
+    Args:
+        schedule: (step, steps) -> the step size, as a share of the set's size.
     """
     region = ball.region(x)
     point, best, least = start, start, torch.full_like(start.flatten(1)[:, 0], torch.inf)
@@ -91,8 +112,7 @@ def descend(objective: Objective, x: Tensor, ball: PerturbationSet, start: Tenso
         # The point is already projected: a clamp inside the graph would have no gradient at the pixel boundary.
         value, gradient = value_and_gradient(objective, point)
         best, least = keep_lower(best, least, point, value)
-        scale = 1.0 if step == 0 else 0.5 - 0.475 * step / steps
-        point = region.project(point - ball.steepest(gradient, x, scale))
+        point = region.project(point - ball.steepest(gradient, x, schedule(step, steps)))
     return keep_lower(best, least, point, objective(point))
 
 

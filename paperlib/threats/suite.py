@@ -10,7 +10,15 @@ from paperlib.models.elbo import Target, check_inputs
 from paperlib.models.vae import VAE
 from paperlib.runtime.inference import outside_inference_mode
 from paperlib.threats.apgd import auto_descend
-from paperlib.threats.attacks import check_search, descend, elbo_objective, fgsm_point, keep_lower, later_starts
+from paperlib.threats.attacks import (
+    check_search,
+    constant,
+    descend,
+    elbo_objective,
+    fgsm_point,
+    keep_lower,
+    later_starts,
+)
 from paperlib.threats.perturbation import PerturbationSet
 
 Reached = tuple[Tensor, Tensor]  # a point for each example, [batch, *data_shape], and its value, [batch]
@@ -50,9 +58,9 @@ def strongest(
 
     Every result lies in the set and in the data range. Its ELBO is never above that of any attack of the suite: the
     clean x; the guesses, which are a random point, a shift of all features up, one down and, for likelihoods of targets
-    in [0, 1], the greyest point; FGSM; `pgd` from x; and `apgd` from x, from the random point, from the best guess and
-    from each of the given `starts`. So more starts never help less. Costs about four times `pgd` of as many steps, and
-    once more for each start. `run_suite` gives the parts.
+    in [0, 1], the greyest point; FGSM; `pgd` from x; half as many small steps of it; and `apgd` from x, from the random
+    point, with half as many steps from the best guess, and from each of the given `starts`. So more starts never help
+    less. Costs about four times `pgd` of as many steps, and once more for each start. `run_suite` gives the parts.
 
     Args:
         generator: draws the random point.
@@ -93,11 +101,14 @@ def run_suite(
         guesses["greyest"] = at(greyest_point(x, ball))
     guess, _, _ = _lowest(guesses)
     reached = {"clean": at(x), **guesses, "fgsm": at(fgsm_point(objective, x, ball))}
+    half = max(steps // 2, 1)
     reached["pgd"] = descend(objective, x, ball, x, steps)
-    begins = {"x": x, "random": random, "best guess": guess}
-    begins |= {f"start {number}": start for number, start in enumerate(given, 1)}
-    for name, start in begins.items():
-        reached[f"apgd from {name}"] = auto_descend(objective, x, ball, start, steps)
+    reached["pgd in small steps"] = descend(objective, x, ball, x, half, constant)
+    reached["apgd from x"] = auto_descend(objective, x, ball, x, steps)
+    reached["apgd from random"] = auto_descend(objective, x, ball, random, steps)
+    reached["apgd from best guess"] = auto_descend(objective, x, ball, guess, half)
+    for number, start in enumerate(given, 1):
+        reached[f"apgd from start {number}"] = auto_descend(objective, x, ball, start, steps)
     x_adv, value, attack = _lowest(reached)
     sign = -1 if maximize else 1
     return SuiteResult(x_adv, sign * value, attack, {name: sign * value for name, (_, value) in reached.items()})

@@ -7,6 +7,7 @@ import torch
 from attacked import BALL, COUNT, Disc, constant_vae, corners, curved, digits, draw, linear_vae, seeded, value
 
 from paperlib import LinfBall, apgd, fgsm, pgd, strongest
+from paperlib.threats.attacks import descend, elbo_objective
 from paperlib.threats.suite import greyest_point, run_suite
 
 
@@ -26,6 +27,8 @@ def test_the_suite_is_never_beaten_by_any_of_its_attacks(target: str, maximize: 
     alone = {"clean": x, "shift up": BALL.project(x + 0.1, x), "shift down": BALL.project(x - 0.1, x)}
     alone |= {"greyest": greyest_point(x, BALL), "fgsm": fgsm(vae, x, BALL, noise, **how)}
     alone |= {"apgd from x": apgd(vae, x, BALL, noise, 10, **how)}
+    objective = elbo_objective(vae, x, BALL, noise, **how)  # of which five steps of half the radius
+    alone |= {"pgd in small steps": descend(objective, x, BALL, x, 5, lambda step, steps: 0.5)[0]}
     for name, point in alone.items():
         torch.testing.assert_close(result.elbos[name], value(vae, point, noise, explained))
     best_pgd = value(vae, pgd(vae, x, BALL, noise, 10, **how), noise, explained)
@@ -62,6 +65,9 @@ def test_the_greyest_point_is_tried_where_targets_are_probabilities() -> None:
     x, noise = digits(), draw()
     assert "greyest" in run_suite(curved(), x, BALL, noise, 1).elbos
     gaussian = constant_vae(torch.zeros(x.shape[1]).double())
+    toward = 0.5 - x
+    nearest = x + 0.7 * toward / toward.norm(dim=1, keepdim=True)
+    torch.testing.assert_close(greyest_point(x, Disc(0.7)), nearest)
     assert "greyest" not in run_suite(gaussian, x, BALL, noise, 1).elbos
 
 
