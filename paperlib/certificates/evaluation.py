@@ -109,11 +109,9 @@ def evaluate(
     def rows_of(chunk: tuple[int, int]) -> tuple[pd.DataFrame, Tensor | None]:
         number, start = chunk
         part, part_noise = x[start : start + size], draws[number, start : start + size]
-        part_ball = ball.rows(slice(start, start + size), x)
-        frame, x_adv = _rows(vae, part.double(), part_ball, part_noise.double(), attacks[chunk], target)
-        certified = method.lower(bounded, part.to(dtype), part_ball, part_noise.to(dtype), target, sound)
+        frame, x_adv = _rows(vae, part.double(), ball, part_noise.double(), attacks[chunk], target)
+        certified = method.lower(bounded, part.to(dtype), ball, part_noise.to(dtype), target, sound)
         frame["certified"] = certified.cpu().numpy()
-        frame["eps"] = ball.size  # of the whole set, however many examples are done at a time
         frame.insert(0, "index", range(start, start + len(frame)))
         frame.insert(1, "draw", number)
         return frame, x_adv.cpu() if keep and x_adv is not None else None

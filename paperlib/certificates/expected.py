@@ -83,8 +83,7 @@ def certify_expected(
         raise ValueError(f"needs samples >= 2 and batch_size >= 1, got samples={samples}, batch_size={batch_size}")
     run = _Run(vae.in_float64(), ball, confidence, samples, find_method(method), target, batch_size, generator)
     with Progress(f"certify the expectation {ball.label}", samples * len(x)) as progress, torch.no_grad():
-        starts = range(0, max(1, len(x)), batch_size)
-        frames = [run.rows(x, slice(start, start + batch_size), progress) for start in starts]
+        frames = [run.rows(part.double(), progress) for part in x.split(batch_size)]
     rows = pd.concat(frames, ignore_index=True)
     rows.insert(0, "index", range(len(rows)))
     return rows
@@ -101,16 +100,15 @@ class _Run:
     batch_size: int
     generator: torch.Generator | None
 
-    def rows(self, x: Tensor, rows: slice, progress: Progress) -> pd.DataFrame:
-        run, part = replace(self, ball=self.ball.rows(rows, x)), x[rows].double()
-        split = run.split(part)
-        draws = torch.cat([*run.draws(part, split, progress)])
+    def rows(self, x: Tensor, progress: Progress) -> pd.DataFrame:
+        split = self.split(x)
+        draws = torch.cat([*self.draws(x, split, progress)])
         bound = split.inside * lower_confidence_bound(draws, split.floor, self.confidence) + split.tail
         mean = draws.mean(0)
         columns = {"bound": bound, "mean": mean, "width": mean - bound, "tail": split.tail, "noise_box": split.box}
         numbers = {name: column.cpu().numpy() for name, column in columns.items()}
         settings = {"eps": self.ball.size, "samples": self.samples, "confidence": self.confidence}
-        return pd.DataFrame(settings | numbers, index=range(len(part)))
+        return pd.DataFrame(settings | numbers, index=range(len(x)))
 
     def split(self, x: Tensor) -> "NoiseSplit":
         """For each example the box of noise with the least predicted cost. The choice never sees a draw."""
@@ -137,8 +135,8 @@ class _Run:
         for start in range(0, self.samples, size):
             count = min(size, self.samples - start)
             noise = noise_inside(split.box, count, self.vae.latent_dim, self.generator).flatten(0, 1)
-            rows = torch.arange(len(x), device=x.device).repeat(count)
-            values = self.method.lower(self.vae, x[rows], self.ball.rows(rows, x), noise, self.target)
+            copies = x.expand(count, *x.shape).flatten(0, 1)
+            values = self.method.lower(self.vae, copies, self.ball, noise, self.target)
             progress.step(len(noise))
             yield torch.maximum(values.view(count, len(x)), split.floor)
 
