@@ -163,7 +163,10 @@ def example(word: str) -> str:
 
 
 def test_each_example_is_tried_here() -> None:
-    words = ("certified = certificate(", "certify_expected(", "interval_rule.register", "METHODS[", "GaussianHeads(")
+    words = (
+        *("certified = certificate(", "certify_expected(", "interval_rule.register", "METHODS[", "GaussianHeads("),
+        *("attack_picture(", "PatchSet(height"),
+    )
     assert sorted(map(example, words)) == sorted(EXAMPLES)
 
 
@@ -187,6 +190,22 @@ def test_the_example_for_ones_own_vae_runs_and_its_bounds_hold() -> None:
     assert (names["tight"].lower > names["bounds"].lower).all()
     assert list(names["rows"][["clean", "attacked", "certified"]].count()) == [100, 100, 100]
     assert len(names["worst"]) == 3 and (names["worst"]["bound"] < names["worst"]["mean"]).all()
+
+
+def test_the_examples_of_attacks_and_sets_follow_that_of_ones_own_vae(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    for word in ("certify_expected(", "attack_picture(", "PatchSet(height"):
+        exec(example(word), names)
+    assert (tmp_path / "attack.png").read_bytes().startswith(b"\x89PNG")
+    with torch.no_grad():
+        clean, attacked = (elbo(names["vae"], x[:6], names["noise"][:6]) for x in (names["x"], names["x_adv"]))
+        inside = names["ball"].project(names["x"][:2] + 0.05, names["x"][:2])  # of the last set
+        value = elbo(names["vae"], inside, names["noise"][:2])
+    assert (attacked < clean).all()
+    assert (names["bounds"].lower <= value).all() and (value <= names["bounds"].upper).all()
 
 
 def test_the_example_for_ones_own_data_trains_an_own_model_and_certifies_it(

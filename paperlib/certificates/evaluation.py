@@ -124,7 +124,7 @@ def evaluate(
             frames.append(frame)
             attacked += [] if x_adv is None else [x_adv]
             progress.step(len(frame))
-    rows = pd.concat(frames, ignore_index=True)
+    rows = pd.concat(frames, ignore_index=True).assign(eps=ball.size)  # of the whole set, not of a chunk's
     check_sandwich(rows)
     return Evaluation(rows, torch.cat(attacked) if attacked else None)
 

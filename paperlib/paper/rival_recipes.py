@@ -38,7 +38,7 @@ class Recipe:
     settings: Mapping[str, Any] = field(default_factory=dict)
 
 
-def _one_of(name: str, *values: float) -> tuple[Mapping[str, Any], ...]:
+def _one_of(name: str, *values: float | str) -> tuple[Mapping[str, Any], ...]:
     return tuple({name: value} for value in values)
 
 
@@ -48,7 +48,11 @@ RECIPES = (
     Recipe("beta-VAE", _one_of("beta", 2.0, 4.0, 8.0), PLAIN),
     Recipe("weight decay", _one_of("weight_decay", 0.1, 0.3, 1.0), PLAIN),
     Recipe("noise-trained VAE", _one_of("eps", 0.25, 0.5, 1.0), {"objective": "noise", "kappa": 0.0}),
-    Recipe("smooth encoder", _one_of("kappa", 0.1, 0.3, 0.5), {"objective": "smooth-encoder"}),
+    Recipe(
+        "smooth encoder",
+        _one_of("objective", *(f"smooth-encoder gamma={gamma}" for gamma in (1, 10, 100))),
+        {"kappa": 0.5},
+    ),
     Recipe("Lipschitz VAE", _one_of("a", 2.0, 5.0, 10.0), PLAIN),
     Recipe("adversarial training", _one_of("kappa", 0.0, 0.25, 0.5), {"objective": "adversarial"}),
     Recipe("CIVET", _one_of("kappa", 0.25, 0.5, 0.75), {"objective": "civet"}),
@@ -100,7 +104,8 @@ class Run:
     @property
     def tuned(self) -> str:
         """The setting that was tuned, as tables show it."""
-        return ", ".join(f"{name} {value:g}" for name, value in recipe(self.recipe).trials[self.trial].items())
+        settings = recipe(self.recipe).trials[self.trial].items()
+        return ", ".join(value if isinstance(value, str) else f"{name} {value:g}" for name, value in settings)
 
     @property
     def threat(self) -> str:

@@ -1,5 +1,6 @@
 """Balls: all inputs within a radius of x in some norm, and in the data range."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -28,8 +29,11 @@ class LinfBall(PerturbationSet):
     high: float = 1.0
 
     def __post_init__(self) -> None:
-        radii = torch.as_tensor(self.eps, dtype=torch.float64)
-        if not ((radii >= 0) & radii.isfinite()).all():
+        if isinstance(self.eps, Tensor):
+            valid = bool(((self.eps >= 0) & self.eps.isfinite()).all())
+        else:
+            valid = 0 <= self.eps < math.inf  # no tensor: no device is waited for
+        if not valid:
             raise ValueError(f"eps must be finite and not negative, got {self.eps}")
         check_range(self.low, self.high)
 

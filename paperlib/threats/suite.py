@@ -33,12 +33,14 @@ class SuiteResult:
         elbo: its ELBO, [batch], in nats.
         attack: the name of the attack that reached it first, one an example.
         elbos: the ELBO where each attack ends, [batch], by its name.
+        evaluated: how many inputs the attacks looked at, of all examples together.
     """
 
     x_adv: Tensor
     elbo: Tensor
     attack: list[str]
     elbos: Mapping[str, Tensor]
+    evaluated: int
 
 
 @outside_inference_mode
@@ -88,7 +90,13 @@ def run_suite(
     """`strongest`, with the attack that won and the ELBO that each one reached. Arguments and errors as there."""
     check_search(steps)
     check_inputs(vae, x, noise)
-    objective = elbo_objective(vae, x, ball, noise, target, maximize)
+    value_of, evaluated = elbo_objective(vae, x, ball, noise, target, maximize), 0
+
+    def objective(point: Tensor) -> Tensor:
+        nonlocal evaluated
+        evaluated += len(point)
+        return value_of(point)
+
     random, *given = later_starts(x, ball, 2, generator, starts)
     up = ball.steepest(torch.ones_like(x), x)
 
@@ -111,7 +119,8 @@ def run_suite(
         reached[f"apgd from start {number}"] = auto_descend(objective, x, ball, start, steps)
     x_adv, value, attack = _lowest(reached)
     sign = -1 if maximize else 1
-    return SuiteResult(x_adv, sign * value, attack, {name: sign * value for name, (_, value) in reached.items()})
+    elbos = {name: sign * value for name, (_, value) in reached.items()}
+    return SuiteResult(x_adv, sign * value, attack, elbos, evaluated)
 
 
 def greyest_point(x: Tensor, ball: PerturbationSet) -> Tensor:
