@@ -18,7 +18,7 @@ from paperlib.runtime.inference import outside_inference_mode
 from paperlib.threats.latent import Divergence, encode, measure_of
 from paperlib.threats.output import distance, reconstruct
 from paperlib.threats.perturbation import check_range
-from paperlib.threats.search import check_like, check_search
+from paperlib.threats.search import check_attack, check_like
 
 LAMBDAS = (0.0, *(2.0 ** (-20 + 40 * k / 49) for k in range(50)))
 
@@ -63,7 +63,7 @@ def distortion_path(
             the data range, shapes or dtypes that do not fit, a target with the same data or code as x.
     """
     check_range(low, high)
-    check_search(vae, x, steps)
+    check_attack(vae, x, steps)
     check_like("toward", toward, x)
     measure = measure_of(divergence)
     for name, data in (("x", x), ("toward", toward)):
