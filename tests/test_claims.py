@@ -14,7 +14,16 @@ from prose import fixed_observations
 from paperlib import Crown, certify, elbo_bounds, load, load_dataset
 from paperlib.certificates.evaluation import check_sandwich, evaluation_noise
 from paperlib.data.datasets import CHECKSUMS, checksum, data_root
-from paperlib.paper import attacks, backward_stages, certification, claims
+from paperlib.paper import (
+    attack_checks,
+    attacks,
+    backward_stages,
+    certification,
+    claims,
+    rival_claims,
+    rivals,
+    worst_cases,
+)
 from paperlib.paper import linear_bounds as methods
 from paperlib.paper import tighter_training as tighter
 from paperlib.paper import toy_2d as toys
@@ -32,6 +41,7 @@ ROW_FILES = [
     *("03_attacked", "03_strength", "03_ceiling"),
     *("04_certified", "04_certified_images", "04_looseness", "04_rounding", "04_expected"),
     *("05_linear", "05_methods", "06_tradeoff"),
+    *("07_suite", "07_sanity", "07_along", "07_lighting", "07_trials", "07_rivals", "07_fashion"),
 ]
 TRAINED = {file_name(name): config for name, config in digit_models("mnist", "paper").items()}
 TRAINED |= tighter.released_models("mnist", "paper")
@@ -499,3 +509,49 @@ def test_the_plain_vae_is_certified_by_linear_bounds_as_committed(by_method: pd.
         (by_method["model"] == name) & (by_method["eps"] == methods.VACUOUS) & (by_method["index"] < count)
     ]
     np.testing.assert_allclose(rows["certified"], part["crown"], rtol=1e-4)
+
+
+# Notebook 7
+
+
+@pytest.fixture(scope="module")
+def compared() -> pd.DataFrame:
+    return read_rows(DATA / "07_rivals.csv", rivals.compared_config("mnist", "paper"))
+
+
+@pytest.fixture(scope="module")
+def suite() -> pd.DataFrame:
+    return read_rows(DATA / "07_suite.csv", attack_checks.checks_config("mnist", "paper"))
+
+
+def test_over_a_million_attempts_pass_no_certificate(compared: pd.DataFrame, suite: pd.DataFrame) -> None:
+    assert compared["met"].sum() + suite["met"].sum() >= 10**6
+    for rows, attacked in ((compared, "attacked"), (suite, "suite")):
+        assert (rows["broken"] == 0).all()
+        assert (rows["certified"] <= rows[attacked]).all() and (rows[attacked] <= rows["clean"]).all()
+
+
+def test_the_suite_is_never_above_pgd_or_apgd(suite: pd.DataFrame) -> None:
+    assert (suite["suite"] <= suite[["pgd", "apgd"]].min(axis=1)).all()
+    assert suite["model"].nunique() == 3 and suite["threat"].nunique() == len(rivals.RADII) + 2
+
+
+def test_the_comparison_has_all_recipes_radii_seeds_and_both_data_sets(compared: pd.DataFrame) -> None:
+    main = compared[~compared["recipe"].str.contains("convolutional")]
+    assert main.groupby(["dataset", "recipe", "norm", "eps"]).size().eq(3).all()
+    assert set(main["dataset"]) == {"mnist", "fashion-mnist"} and main["recipe"].nunique() == 11
+    trials = read_rows(DATA / "07_trials.csv", rivals.compared_config("mnist", "paper"))
+    assert trials.groupby("recipe").size().eq(3).all() and trials.groupby("recipe")["chosen"].sum().eq(1).all()
+
+
+def test_notebook_7_says_what_its_rows_bear_out(compared: pd.DataFrame, suite: pd.DataFrame) -> None:
+    checks = read_rows(DATA / "07_sanity.csv", attack_checks.checks_config("mnist", "paper"))
+    fashion = read_rows(DATA / "07_fashion.csv", rivals.fashion_config("mnist", "paper"))
+    lit = read_rows(DATA / "07_lighting.csv", worst_cases.worst_config("mnist", "paper"))
+    said = {
+        **rival_claims.strength(suite, checks),
+        **rival_claims.defences(compared),
+        **rival_claims.fashion(fashion),
+        **rival_claims.lighting(lit, worst_cases.TOLERANCE),
+    }
+    assert [text for text, holds in said.items() if not holds] == []

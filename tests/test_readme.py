@@ -27,7 +27,8 @@ EXAMPLES = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
 
 needs_rows = pytest.mark.skipif(
     not all(
-        (readme.DATA / f"{name}.csv").exists() for name in ("03_ceiling", "04_certified", "05_linear", "06_tradeoff")
+        (readme.DATA / f"{name}.csv").exists()
+        for name in ("03_ceiling", "04_certified", "05_linear", "06_tradeoff", "07_rivals")
     ),
     reason="the results of full MNIST are not committed yet: no figures/data rows",
 )
@@ -82,12 +83,21 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         for bound in ("ibp", "crown-ibp")
         for seed in range(3)
     ]
+    rivals = [
+        {"dataset": dataset, "recipe": recipe, "seed": seed, "norm": norm, "eps": eps, "clean": -100.0, "kl": 20.0}
+        | {"attacked": -300.0 - seed, "certified": -400.01 - seed}
+        for dataset in ("mnist", "fashion-mnist")
+        for recipe in ("CIVET", "proVAE, linear bound", "VAE, convolutional")
+        for seed in (0, 1)
+        for norm, eps in (("linf", 0.05), ("linf", 0.1), ("l2", 1.0))
+    ]
     ceiling = [{"eps": eps, "ceiling": -200.01 - 100 * eps, "attacked_ceiling": -199.0} for eps in (0.1, 0.2)]
     models = [config.as_dict() for config in tradeoff_models("mnist", "smoke")]
     config = {"models": models, "eps": 0.1, "images": 7_000}
     for name, rows, about in (
         ("04_certified", certified, {}), ("03_attacked", attacked, {"steps": 33}),
         ("03_ceiling", ceiling, {}), ("05_linear", linear, {}), ("06_tradeoff", tradeoff, config),
+        ("07_rivals", rivals, {"seeds": [0, 1], "images": 50, "datasets": ["mnist", "fashion-mnist"]}),
     ):  # fmt: skip
         write_rows(tmp_path / f"{name}.csv", pd.DataFrame(rows), about, {"dataset": "mnist"}, seconds=1.0)
     monkeypatch.setattr(readme, "DATA", tmp_path)
@@ -130,6 +140,16 @@ def test_the_tradeoff_says_over_how_many_seeds_images_and_steps(data: Path) -> N
     table, note = readme.tradeoff_block().split("\n\n")
     assert table.count("\n") == 1 + 2 and "-351.1 [-352.1, -350.1]" in table and " 1,234 " in table
     for words in ("Means of 3 seeds", "7,000 test images", "radius 0.1", "rounded down"):
+        assert words in note
+
+
+def test_the_rivals_stand_in_one_table_with_their_seeds(data: Path) -> None:
+    table, note = readme.rivals_block().split("\n\n")
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
+    assert cells[0][3:] == ["l∞ 0.1: attacked", "l∞ 0.1: certified", "l2 1: attacked", "l2 1: certified"]
+    assert [line[0] for line in cells[2:]] == ["CIVET", "proVAE, linear bound"]
+    assert cells[2][3:5] == ["-300.5 [-301.0, -300.0]", "-400.6 [-401.1, -400.1]"], "certificates are rounded down"
+    for words in ("Means of 2 seeds", "50 test images of `mnist`", "rounded down"):
         assert words in note
 
 

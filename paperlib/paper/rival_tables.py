@@ -1,7 +1,7 @@
 """Rows of notebook 7 to tables: means over the seeds [lowest, highest]; certificates are rounded down."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pandas as pd
 
@@ -42,6 +42,20 @@ def defences(rows: pd.DataFrame, norm: str) -> pd.DataFrame:
             line[f"certified {eps:g}"] = _over_seeds(at["certified"], rounded_down)
             if norm == "l2" and rows["theirs"].notna().any():
                 line[f"theirs {eps:g}"] = _over_seeds(at["theirs"], rounded_down)
+        table.append(line)
+    return pd.DataFrame(table)
+
+
+def summary(rows: pd.DataFrame, dataset: str, shown: Sequence[tuple[str, float]]) -> pd.DataFrame:
+    """Of one data set: a row for each recipe, and attacked and certified ELBO at each (norm, eps) that is shown."""
+    names = {"linf": "l∞", "l2": "l2"}
+    table = []
+    for recipe, part in rows[rows["dataset"] == dataset].groupby("recipe", sort=False):
+        line = {"recipe": recipe, "clean": _over_seeds(part["clean"]), "KL": _over_seeds(part["kl"])}
+        for norm, eps in shown:
+            at = part[(part["norm"] == norm) & (part["eps"] == eps)]
+            line[f"{names[norm]} {eps:g}: attacked"] = _over_seeds(at["attacked"])
+            line[f"{names[norm]} {eps:g}: certified"] = _over_seeds(at["certified"], rounded_down)
         table.append(line)
     return pd.DataFrame(table)
 

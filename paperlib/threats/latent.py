@@ -16,7 +16,7 @@ from paperlib.models.gaussian import Posterior
 from paperlib.models.vae import VAE
 from paperlib.runtime.inference import outside_inference_mode
 from paperlib.threats.perturbation import PerturbationSet
-from paperlib.threats.search import check_like, check_search, lowest, random_starts
+from paperlib.threats.search import check_attack, check_like, lowest, random_starts
 
 Divergence = Literal["kl", "reverse-kl", "symmetric-kl", "mean", "wasserstein"]
 
@@ -66,7 +66,7 @@ def latent_attack(
         ValueError: fewer than one step or restart, an unknown divergence, x outside the data range, shapes or dtypes
             that do not fit.
     """
-    check_search(vae, x, steps, restarts)
+    check_attack(vae, x, steps, restarts)
     measure = measure_of(divergence)
     if toward is not None:
         check_like("toward", toward, x)
@@ -89,7 +89,7 @@ def latent_divergence(vae: VAE, x_adv: Tensor, x: Tensor, divergence: Divergence
 
     Raises ValueError for an unknown divergence, and shapes or dtypes that do not fit.
     """
-    check_search(vae, x, steps=1)
+    check_attack(vae, x, steps=1)
     check_like("x_adv", x_adv, x)
     return measure_of(divergence)(encode(vae, x_adv), encode(vae, x))
 

@@ -14,7 +14,7 @@ from paperlib.models.elbo import check_inputs, check_targets, explain_misfit
 from paperlib.models.vae import VAE
 from paperlib.runtime.inference import outside_inference_mode
 from paperlib.threats.perturbation import PerturbationSet
-from paperlib.threats.search import check_search, lowest, random_starts
+from paperlib.threats.search import check_attack, lowest, random_starts
 from paperlib.threats.shifts import around_zero
 
 
@@ -46,7 +46,7 @@ def latent_poison(
         ValueError: fewer than one step or restart, no example, shapes or dtypes that do not fit, targets that the
             likelihood does not explain.
     """
-    check_search(vae, x, steps, restarts)
+    check_attack(vae, x, steps, restarts)
     if len(x) < 1:
         raise ValueError("a shift for all examples needs at least one example")
     z = _codes(vae, x, noise)

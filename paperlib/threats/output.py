@@ -10,7 +10,7 @@ from paperlib.models.elbo import check_shape, explain_misfit
 from paperlib.models.vae import VAE
 from paperlib.runtime.inference import outside_inference_mode
 from paperlib.threats.perturbation import PerturbationSet
-from paperlib.threats.search import check_like, check_search, lowest, random_starts
+from paperlib.threats.search import check_attack, check_like, lowest, random_starts
 
 
 @outside_inference_mode
@@ -42,7 +42,7 @@ def damage_attack(
     Raises:
         ValueError: fewer than one step or restart, x outside the data range, shapes or dtypes that do not fit.
     """
-    check_search(vae, x, steps, restarts)
+    check_attack(vae, x, steps, restarts)
     if toward is not None:
         check_like("toward", toward, x)
     ball.check(x)
@@ -64,7 +64,7 @@ def damage(vae: VAE, x_adv: Tensor, x: Tensor) -> Tensor:
 
     Raises ValueError for shapes or dtypes that do not fit.
     """
-    check_search(vae, x, steps=1)
+    check_attack(vae, x, steps=1)
     check_like("x_adv", x_adv, x)
     return distance(reconstruct(vae, x_adv), reconstruct(vae, x))
 

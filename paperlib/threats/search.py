@@ -7,7 +7,7 @@ from torch import Tensor
 
 from paperlib.models.elbo import check_inputs
 from paperlib.models.vae import VAE
-from paperlib.threats.attacks import Objective, descend
+from paperlib.threats.attacks import Objective, check_search, descend, keep_lower
 from paperlib.threats.perturbation import PerturbationSet
 
 
@@ -22,9 +22,7 @@ def lowest(
     first, *others = starts
     best, least = descend(objective, x, ball, first, steps)
     for start in others:
-        point, value = descend(objective, x, ball, start, steps)
-        lower = (value < least).view(-1, *[1] * (x.ndim - 1))
-        best, least = torch.where(lower, point, best), torch.minimum(value, least)
+        best, least = keep_lower(best, least, *descend(objective, x, ball, start, steps))
     return best, least
 
 
@@ -33,12 +31,11 @@ def random_starts(ball: PerturbationSet, x: Tensor, count: int, generator: torch
     return (ball.sample(x, generator) for _ in range(count))
 
 
-def check_search(vae: VAE, x: Tensor, steps: int, restarts: int = 1) -> None:
+def check_attack(vae: VAE, x: Tensor, steps: int, restarts: int = 1) -> None:
     """Raises ValueError for fewer than one step or restart, or an x that is not finite or not of the model's dtype and
     device.
     """
-    if steps < 1 or restarts < 1:
-        raise ValueError(f"an attack needs at least one step and one restart, got steps={steps}, restarts={restarts}")
+    check_search(steps, restarts)
     check_inputs(vae, x, x.new_zeros(len(x), vae.latent_dim))
 
 

@@ -1,7 +1,8 @@
 """The suite: several attacks, of which the worst point counts for each example."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 
 import torch
 from torch import Tensor
@@ -20,6 +21,8 @@ from paperlib.threats.attacks import (
     later_starts,
 )
 from paperlib.threats.perturbation import PerturbationSet
+
+DIMENSIONS = 3  # coordinates of a set up to which all their corners are tried
 
 Reached = tuple[Tensor, Tensor]  # a point for each example, [batch, *data_shape], and its value, [batch]
 
@@ -59,10 +62,11 @@ def strongest(
     """The point of lowest ELBO over a suite of attacks, for each example: [batch, *data_shape].
 
     Every result lies in the set and in the data range. Its ELBO is never above that of any attack of the suite: the
-    clean x; the guesses, which are a random point, a shift of all features up, one down and, for likelihoods of targets
-    in [0, 1], the greyest point; FGSM; `pgd` from x; half as many small steps of it; and `apgd` from x, from the random
-    point, with half as many steps from the best guess, and from each of the given `starts`. So more starts never help
-    less. Costs about four times `pgd` of as many steps, and once more for each start. `run_suite` gives the parts.
+    clean x; the guesses, which are a random point, a shift of all features up, one down, for likelihoods of targets in
+    [0, 1] the greyest point, and the corners of a set with at most three coordinates; FGSM; `pgd` from x; half as many
+    small steps of it; and `apgd` from x, from the random point, with half as many steps from the best guess, and from
+    each of the given `starts`. So more starts never help less. Costs about four times `pgd` of as many steps, and once
+    more for each start. `run_suite` gives the parts.
 
     Args:
         generator: draws the random point.
@@ -107,6 +111,7 @@ def run_suite(
     guesses = {"random": at(random), "shift up": at(ball.project(x + up, x)), "shift down": at(ball.project(x - up, x))}
     if vae.likelihood.support == (0.0, 1.0):
         guesses["greyest"] = at(greyest_point(x, ball))
+    guesses |= {f"corner {number}": at(corner) for number, corner in enumerate(_corners(x, ball), 1)}
     guess, _, _ = _lowest(guesses)
     reached = {"clean": at(x), **guesses, "fgsm": at(fgsm_point(objective, x, ball))}
     half = max(steps // 2, 1)
@@ -121,6 +126,17 @@ def run_suite(
     sign = -1 if maximize else 1
     elbos = {name: sign * value for name, (_, value) in reached.items()}
     return SuiteResult(x_adv, sign * value, attack, elbos, evaluated)
+
+
+def _corners(x: Tensor, ball: PerturbationSet) -> Iterator[Tensor]:
+    """The points at the ends of a set's coordinates, where these are few enough."""
+    region = ball.region(x)
+    if region.coordinates is None or region.coordinates.lower[:1].numel() > DIMENSIONS:
+        return
+    lower, upper = region.coordinates
+    for high in product([False, True], repeat=lower[:1].numel()):
+        corner = torch.where(torch.tensor(high, device=x.device).view(lower.shape[1:]), upper, lower)
+        yield region.points(corner, torch.arange(len(x), device=x.device))
 
 
 def greyest_point(x: Tensor, ball: PerturbationSet) -> Tensor:

@@ -7,7 +7,7 @@ from paperlib.models.elbo import check_inputs, check_targets, explain_misfit, un
 from paperlib.models.vae import VAE
 from paperlib.runtime.inference import outside_inference_mode
 from paperlib.threats.perturbation import PerturbationSet
-from paperlib.threats.search import check_like, check_search, lowest, random_starts
+from paperlib.threats.search import check_attack, check_like, lowest, random_starts
 
 
 @outside_inference_mode
@@ -40,7 +40,7 @@ def target_elbo_attack(
         ValueError: fewer than one step or restart, x outside the data range, shapes or dtypes that do not fit, a target
             that the likelihood does not explain.
     """
-    check_search(vae, x, steps, restarts)
+    check_attack(vae, x, steps, restarts)
     check_inputs(vae, x, noise)
     check_like("toward", toward, x)
     check_targets(vae, toward)

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from itertools import pairwise
+from typing import Literal
 
 import pytest
 import torch
@@ -16,11 +17,14 @@ from paperlib import (
     BranchAndBound,
     Gaussian,
     Interval,
+    L2Ball,
     LinfBall,
     certificate,
     certify,
     elbo,
     elbo_bounds,
+    lighting,
+    low_frequencies,
     mlp_vae,
     pgd,
 )
@@ -390,3 +394,35 @@ def test_a_time_limit_that_is_not_reached_changes_nothing() -> None:
     vae, x, noise = random_vae(2, "relu", "gaussian"), torch.rand(3, 2).double(), torch.randn(3, 2).double()
     free, limited = (elbo_bounds(vae, x, LinfBall(0.1), noise, BranchAndBound(time_limit=t)) for t in (None, 1e6))
     assert torch.equal(free.lower, limited.lower) and torch.equal(free.upper, limited.upper)
+
+
+# The coordinates of a linear set
+
+
+@pytest.mark.parametrize("target", ["perturbed", "clean"])
+@torch.no_grad()
+def test_the_worst_of_two_directions_is_that_of_a_dense_grid(target: Literal["perturbed", "clean"]) -> None:
+    torch.manual_seed(0)
+    vae = mlp_vae((9,), (12,), 2).double()
+    for parameter in vae.parameters():
+        parameter *= 2
+    x, noise, ball = torch.rand(3, 9).double(), torch.randn(3, 2).double(), lighting(0.3, 0.4)
+    bounds = elbo_bounds(vae, x, ball, noise, BranchAndBound(1e-3), target)
+    grid = torch.cartesian_prod(torch.linspace(-0.3, 0.3, 151), torch.linspace(-0.4, 0.4, 151)).double()
+    for image, draw, lower, upper in zip(x, noise, *bounds, strict=True):
+        lit = (image + grid[:, :1] + grid[:, 1:] * (image - 0.5)).clamp(0, 1)  # many pixels saturate
+        values = elbo(vae, lit, draw.expand(len(lit), -1), lit if target == "perturbed" else image.expand_as(lit))
+        plane = values.view(151, 151)
+        between = max(plane.diff(dim=0).abs().max().item(), plane.diff(dim=1).abs().max().item())
+        assert lower <= values.min() <= lower + 1e-3 + 2 * between
+        assert upper - 1e-3 - 2 * between <= values.max() <= upper
+    lower_alone = certificate(vae, x, ball, noise, BranchAndBound(1e-3), target)
+    assert torch.equal(lower_alone, bounds.lower)
+
+
+@torch.no_grad()
+def test_sets_without_few_coordinates_are_refused() -> None:
+    vae, x, noise = mlp_vae((9,), (4,), 2).double(), torch.rand(1, 9).double(), torch.zeros(1, 2).double()
+    for ball in (L2Ball(0.1), low_frequencies(4, (9,), 0.1)):
+        with pytest.raises(ValueError, match="or for a LinearSet of as many directions"):
+            elbo_bounds(vae, x, ball, noise, "exact")

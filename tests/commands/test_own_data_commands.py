@@ -227,3 +227,32 @@ def test_each_flag_is_explained_in_a_sentence(command: str, capsys: pytest.Captu
         sentence, default, _ = " ".join(explained.split()).partition(" (default:")
         assert re.search(r"[A-Z][a-z ].*\.( \(required\))?$", sentence), f"{flag}{explained}"
         assert default or sentence.endswith("(required)")
+
+
+@pytest.mark.parametrize(
+    ("threat", "eps", "method"),
+    [("l2", "0.2", "crown"), ("l1", "0.5", "crown-ibp"), ("patch", "2", "ibp"), ("lighting", "0.05", "exact")],
+)
+def test_other_perturbation_sets_are_certified_and_attacked(
+    threat: str, eps: str, method: str, model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--threat", threat, "--eps", eps, "--data", "test.npy", "--images", 2]
+    assert status("certify", model, *flags, "--method", method, "--output", "certified.csv") == 0
+    assert f" at {threat} {eps}, 2 test images" in capsys.readouterr().out
+    assert read_header(Path("certified.csv"))["config"]["threat"] == threat
+    assert status("attack", model, *flags, "--steps", 3, "--output", "attacked.csv") == 0
+    certified, attacked = (read_rows(Path(f"{name}.csv")) for name in ("certified", "attacked"))
+    assert (certified["certified"] <= attacked["attacked"]).all() and (attacked["attacked"] <= attacked["clean"]).all()
+
+
+@pytest.mark.usefixtures("no_work")
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--threat", "patch", "--eps", 2.5], "--eps is the side of the patch in whole pixels, got 2.5"),
+        (["--threat", "lighting", "--eps", 0.1, "--low", -1], "--threat lighting is for pixels in [0, 1]"),
+        (["--threat", "patch", "--eps", 0], "at least 1"),
+    ],
+)
+def test_a_perturbation_set_that_cannot_be_is_an_error(flags: list[str], message: str, model: Path) -> None:
+    assert message in str(status("certify", model, "--data", "test.npy", *flags))
