@@ -20,8 +20,10 @@ from paperlib.paper import (
     backward_stages,
     certification,
     claims,
+    fashion,
     rival_claims,
     rivals,
+    smoothing,
     worst_cases,
 )
 from paperlib.paper import linear_bounds as methods
@@ -41,7 +43,7 @@ ROW_FILES = [
     *("03_attacked", "03_strength", "03_ceiling"),
     *("04_certified", "04_certified_images", "04_looseness", "04_rounding", "04_expected"),
     *("05_linear", "05_methods", "06_tradeoff"),
-    *("07_suite", "07_sanity", "07_along", "07_lighting", "07_trials", "07_rivals", "07_fashion"),
+    *("07_suite", "07_sanity", "07_along", "07_lighting", "07_trials", "07_rivals", "07_smoothing", "07_fashion"),
 ]
 TRAINED = {file_name(name): config for name, config in digit_models("mnist", "paper").items()}
 TRAINED |= tighter.released_models("mnist", "paper")
@@ -546,12 +548,13 @@ def test_the_comparison_has_all_recipes_radii_seeds_and_both_data_sets(compared:
 
 def test_notebook_7_says_what_its_rows_bear_out(compared: pd.DataFrame, suite: pd.DataFrame) -> None:
     checks = read_rows(DATA / "07_sanity.csv", attack_checks.checks_config("mnist", "paper"))
-    fashion = read_rows(DATA / "07_fashion.csv", rivals.fashion_config("mnist", "paper"))
+    longer = read_rows(DATA / "07_fashion.csv", fashion.fashion_config("mnist", "paper"))
     lit = read_rows(DATA / "07_lighting.csv", worst_cases.worst_config("mnist", "paper"))
+    smoothed = smoothing.smoothing_config("mnist", "paper")
     said = {
         **rival_claims.strength(suite, checks),
-        **rival_claims.defences(compared),
-        **rival_claims.fashion(fashion),
+        **rival_claims.defences(compared, read_rows(DATA / "07_smoothing.csv", smoothed)),
+        **rival_claims.fashion(longer),
         **rival_claims.lighting(lit, worst_cases.TOLERANCE),
     }
     assert [text for text, holds in said.items() if not holds] == []

@@ -78,6 +78,17 @@ def errors(rows: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(table)
 
 
+def smoothing(rows: pd.DataFrame) -> pd.DataFrame:
+    """What percentile smoothing promises of the smoothed ELBO, in nats: a row for each deviation of the noise."""
+    table = []
+    for sigma, part in rows.groupby("sigma"):
+        line = {"deviation of the noise": f"{sigma:g}", "smoothed ELBO (estimate)": nearest(part["estimate"].iloc[0])}
+        for row in part.to_dict("records"):
+            line[f"certified {row['eps']:g}"] = rounded_down(row["lower"]) if math.isfinite(row["lower"]) else "none"
+        table.append(line)
+    return pd.DataFrame(table)
+
+
 def suite(rows: pd.DataFrame) -> pd.DataFrame:
     """What each attack reaches against the released models, and the certificate below it."""
     return pd.DataFrame(

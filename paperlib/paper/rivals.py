@@ -1,6 +1,6 @@
 """The comparison of notebook 7: every recipe trained, attacked by the suite and certified, on equal terms."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from time import perf_counter
@@ -17,7 +17,7 @@ from paperlib.data.arrays import Dataset, Norm
 from paperlib.data.datasets import load_dataset
 from paperlib.models.elbo import elbo, elbo_terms
 from paperlib.models.vae import VAE
-from paperlib.paper.rival_recipes import CONVOLUTIONAL, L2_EPS, RECIPES, SEEDS, Run, datasets, recipe, rivals_config
+from paperlib.paper.rival_recipes import CONVOLUTIONAL, L2_EPS, RECIPES, SEEDS, Run, datasets, rivals_config
 from paperlib.rivals.civet import civet_error, reconstruction_error
 from paperlib.rivals.lipschitz import lipschitz_constants, materialize, r_robustness_margin
 from paperlib.rivals.lipschitz_certificate import lipschitz_certificate
@@ -31,7 +31,6 @@ from paperlib.threats.suite import run_suite
 from paperlib.training.loop import train
 
 RADII: tuple[tuple[Norm, float], ...] = (("linf", 0.05), ("linf", 0.1), ("l2", 0.5), ("l2", 1.0), ("l2", 1.5))
-FASHION_EPS = (0.05, 0.1)
 ERROR_RADIUS = 0.1  # l-infinity, of the reconstruction errors
 DELTA = 0.05  # of CIVET's error: it holds with probability 1 - DELTA over the draw of the latents
 DAMAGE = 6.0  # l2 distance of two reconstructions that the margin of a Lipschitz VAE allows, in pixels
@@ -51,7 +50,7 @@ class Trained:
     seconds: float
 
 
-def _train(run: Run, folder: Path) -> Trained:
+def trained(run: Run, folder: Path) -> Trained:
     """The training of this run; what an earlier call has finished is read from the folder, with its time."""
     data, model = load_dataset(run.config.dataset), run.model()
     if "convolutional" in run.recipe:
@@ -112,7 +111,7 @@ def compared_config(dataset: str, profile: str) -> dict[str, Any]:
 
 
 def _trial(run: Run, folder: Path) -> dict[str, Any]:
-    vae = _train(run, folder).vae
+    vae = trained(run, folder).vae
     data = load_dataset(run.config.dataset)
     x = data.x[-HELD_OUT[run.profile] :]
     noise = evaluation_noise(len(x), vae.latent_dim)[0]
@@ -135,8 +134,8 @@ def _measured(run: Run, folder: Path) -> pd.DataFrame:
     theirs is what the rival's own method certifies, in its own unit: the smoothed ELBO of the noise-trained VAE (nats,
     for l2), the margin of the Lipschitz VAE (an l2 radius).
     """
-    trained = _train(run, folder)
-    vae, test = trained.vae, load_dataset(run.config.dataset, "test")
+    done = trained(run, folder)
+    vae, test = done.vae, load_dataset(run.config.dataset, "test")
     convolutional = "convolutional" in run.recipe
     test = _as_images(test) if convolutional else test
     x = test.x[: IMAGES[run.profile]]
@@ -148,47 +147,20 @@ def _measured(run: Run, folder: Path) -> pd.DataFrame:
         "recipe": run.recipe,
         "tuned": run.tuned,
         "seed": run.config.seed,
-        "seconds": trained.seconds,
+        "seconds": done.seconds,
         **_errors(vae, x, test.ball(ERROR_RADIUS), noise, ATTACK_STEPS[run.profile]),
     }
     rows = []
     for norm, eps in RADII:
-        at = _at_radius(vae, x, test.ball(eps, norm), noise, method, run.profile)
+        at = at_radius(vae, x, test.ball(eps, norm), noise, method, run.profile)
         rows.append({**about, "norm": norm, **at, "theirs": _theirs(run, vae, x, norm, eps)})
     return pd.DataFrame(rows)
 
 
-def fashion_config(dataset: str, profile: str) -> dict[str, Any]:
-    """What the rows of `fashion_rows` depend on."""
-    runs = [run.as_dict() for run in _fashion_runs(dataset, profile)]
-    return {"runs": runs, "images": IMAGES[profile], "attack_steps": ATTACK_STEPS[profile], "noise_seed": NOISE_SEED}
-
-
-def _fashion_runs(dataset: str, profile: str) -> list[Run]:
-    place = [trial["kappa"] for trial in recipe("proVAE, linear bound").trials].index(0.5)
-    run = Run.of("proVAE, linear bound", place, datasets(dataset)[-1], 0, profile)
-    return [replace(run, config=replace(run.config, eps=eps)) for eps in FASHION_EPS]
-
-
-def fashion_rows(dataset: str, profile: str, folder: Path) -> pd.DataFrame:
-    """A row for each of FASHION_EPS: a proVAE with kappa = 0.5 trained on the linear bound at that radius, attacked and
-    certified there, on the last of the data sets: dataset, eps, images, clean, kl, attacked, certified, met, broken.
-    """
-    runs = _fashion_runs(dataset, profile)
-    frames = in_parallel(partial(_fashion, folder=folder), runs, jobs=training_jobs(), name="models")
-    return pd.DataFrame(frames)
-
-
-def _fashion(run: Run, folder: Path) -> dict[str, Any]:
-    vae, test = _train(run, folder).vae, load_dataset(run.config.dataset, "test")
-    x, eps = test.x[: IMAGES[run.profile]], run.config.eps
-    noise = evaluation_noise(len(x), vae.latent_dim)[0]
-    return {"dataset": run.config.dataset, **_at_radius(vae, x, test.ball(eps), noise, Crown(10), run.profile)}
-
-
-def _at_radius(
+def at_radius(
     vae: VAE, x: Tensor, ball: PerturbationSet, noise: Tensor, method: Method, profile: str
 ) -> dict[str, Any]:
+    """eps, images, and the means clean, kl, attacked and certified; met and broken, see `_measured`."""
     point, met = attack(vae, x, ball, noise, ATTACK_STEPS[profile])
     point = ball.project(point.double(), x.double())  # float32 may have rounded it out of the set
     with torch.no_grad():
