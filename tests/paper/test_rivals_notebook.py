@@ -181,7 +181,7 @@ def test_the_figure_shows_every_recipe_and_marks_what_is_beyond_its_floor() -> N
     labels = [tick.get_text() for tick in figure.axes[0].get_yticklabels()]
     assert labels == [one.name for one in RECIPES][::-1]
     for axis in figure.axes:
-        (edge,) = [line for line in axis.lines if line.get_marker() == "<" and len(line.get_xdata())]
+        (edge,) = [line for line in axis.lines if line.get_markerfacecolor() == "none"]
         assert list(edge.get_xdata()) == [FLOOR] and labels[int(np.asarray(edge.get_ydata())[0])] == "VAE"
         for kind in ("clean", "attacked", "certified"):
             drawn = [box for box in axis.containers if box.get_label() == kind]

@@ -43,7 +43,9 @@ def defences(rows: pd.DataFrame, shown: Sequence[tuple[str, float]], caption: st
             look = {"color": COLORS[kind], "marker": MARKERS[kind], "linestyle": "none", "label": kind}
             axis.errorbar(mean, lines, xerr=ends, elinewidth=1, **look)
             beyond = [line for line, value in enumerate(values["mean"]) if value < FLOOR]
-            axis.plot([FLOOR] * len(beyond), beyond, "<", color=COLORS[kind], **HOLLOW)
+            if beyond:
+                hollow = {"marker": MARKERS[kind], "linestyle": "none", **HOLLOW}
+                axis.plot([FLOOR] * len(beyond), beyond, color=COLORS[kind], **hollow)
         axis.set_xlim(FLOOR - 15, -50)
         axis.set_ylim(-0.6, len(recipes) - 0.4)
         axis.set_yticks(range(len(recipes)), recipes)
