@@ -31,6 +31,7 @@ from paperlib.certificates.intervals import IntervalBounds
 from paperlib.certificates.zonotope import Zonotope
 from paperlib.models import gaussian, likelihood
 from paperlib.threats import perturbation
+from paperlib.threats.perturbation import BoxRegion
 
 Plant = Callable[[pytest.MonkeyPatch], None]
 
@@ -81,7 +82,7 @@ def test_the_audit_passes_without_a_bug() -> None:
     audit_all()
 
 
-real_box, real_bounds, real_lower = LinfBall.box, IntervalBounds.of, BernoulliBounds.lower
+real_region, real_bounds, real_lower = LinfBall.unchecked_region, IntervalBounds.of, BernoulliBounds.lower
 real_kl, real_kl_upper, real_kl_bounds = gaussian.kl, posterior_bounds.kl_upper, posterior_bounds.kl_bounds
 
 
@@ -115,20 +116,20 @@ def the_radius_is_forgotten(box: Interval, linear: Callable, absolute: Callable)
     return Interval(linear(box.center), linear(box.center))
 
 
-@bug("box", LinfBall)
-def the_ball_has_the_diameter_eps(self: LinfBall, x: Tensor) -> Interval:
-    return real_box(LinfBall(self.eps / 2, self.low, self.high), x)
+@bug("unchecked_region", LinfBall)
+def the_ball_has_the_diameter_eps(self: LinfBall, x: Tensor) -> BoxRegion:
+    return real_region(LinfBall(self.eps / 2, self.low, self.high), x)
 
 
-@bug("box", LinfBall)
-def the_ball_is_clamped_inside_the_data_range(self: LinfBall, x: Tensor) -> Interval:
-    return real_box(self, x).map(lambda end: end.clamp(self.low + self.eps, self.high - self.eps))
+@bug("unchecked_region", LinfBall)
+def the_ball_is_clamped_inside_the_data_range(self: LinfBall, x: Tensor) -> BoxRegion:
+    return BoxRegion(real_region(self, x).box.map(lambda end: end.clamp(self.low + self.eps, self.high - self.eps)))
 
 
-@bug("box", LinfBall)
-def pixels_on_the_edge_of_the_data_range_do_not_move(self: LinfBall, x: Tensor) -> Interval:
+@bug("unchecked_region", LinfBall)
+def pixels_on_the_edge_of_the_data_range_do_not_move(self: LinfBall, x: Tensor) -> BoxRegion:
     edge = (x == self.low) | (x == self.high)
-    return real_box(self, x).map(lambda end: torch.where(edge, x, end))
+    return BoxRegion(real_region(self, x).box.map(lambda end: torch.where(edge, x, end)))
 
 
 @bug("of", IntervalBounds)
@@ -385,14 +386,14 @@ def the_generators_of_a_zonotope_are_dropped(layers: object, box: Interval, coef
 
 
 @linear_bug("_backward_zonotope", zonotope)
-def only_the_generators_of_the_input_are_kept(layers: object, box: Interval, coefficients: Tensor) -> Zonotope:
-    real = real_zonotope(layers, box, coefficients)
-    return replace(real, generators=real.generators[..., -box.lower[0].numel() :])
+def only_the_generators_of_the_input_are_kept(layers: object, region: BoxRegion, coefficients: Tensor) -> Zonotope:
+    real = real_zonotope(layers, region, coefficients)
+    return replace(real, generators=real.generators[..., -region.box.lower[0].numel() :])
 
 
 @linear_bug("_backward_zonotope", zonotope)
-def the_center_of_a_zonotope_is_zero(layers: object, box: Interval, coefficients: Tensor) -> Zonotope:
-    real = real_zonotope(layers, box, coefficients)
+def the_center_of_a_zonotope_is_zero(layers: object, region: BoxRegion, coefficients: Tensor) -> Zonotope:
+    real = real_zonotope(layers, region, coefficients)
     return replace(real, center=0 * real.center)
 
 

@@ -10,11 +10,11 @@ from tiny import NAMES, TINY
 
 from paperlib import VAE, Interval, certify, certify_expected
 from paperlib.bounds import rounding as rounding_module
-from paperlib.certificates import float_sound as sound_module
 from paperlib.certificates.evaluation import NOISE_SEED, evaluation_noise
 from paperlib.data.datasets import Dataset
 from paperlib.paper import certification
 from paperlib.paper.mnist_training import EPS, EPS_GRID, SIZES
+from paperlib.threats import balls
 
 PLACES = ["encoder 1", "encoder 2", "decoder 1", "decoder 2", "ELBO", "ELBO", "ELBO"]
 
@@ -83,7 +83,7 @@ def test_rounding_rows_find_plain_bounds_broken_and_sound_ones_never(models: dic
 def test_rounding_rows_would_show_an_unsound_bound(
     models: dict[str, VAE], test: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in (rounding_module, sound_module):
+    for module in (rounding_module, balls):
         monkeypatch.setattr(module, "gamma", lambda count, unit: 0.0)
     rows = certification.rounding_rows(models, test)
     assert (rows.loc[rows["place"] != "ELBO", "sound_broken"] > 0.05).all()
