@@ -34,6 +34,7 @@ from paperlib.certificates.backward_rounding import PosteriorRounding
 from paperlib.certificates.method import Method
 from paperlib.certificates.zonotope import Zonotope
 from paperlib.models.likelihood import Likelihood
+from paperlib.threats import balls
 
 LINEAR_METHODS = [CrownIBP(), CrownIBP(alpha_steps=3), Crown(), Crown(alpha_steps=3)]
 METHODS = [IBP(), *LINEAR_METHODS]
@@ -301,7 +302,7 @@ def zonotope_in_real_arithmetic(*args: Any) -> Zonotope:
 
 
 # bug -> what is replaced, and the hunts that notice
-NO_GAMMA = [(rounding, "gamma", no_gamma), (float_sound, "gamma", no_gamma)]
+NO_GAMMA = [(rounding, "gamma", no_gamma), (balls, "gamma", no_gamma)]
 Patches = list[tuple[Any, str, Any]]
 BUGS: dict[str, tuple[Patches, list[tuple[str, str]]]] = {
     "the rounding of a layer is ignored": (
