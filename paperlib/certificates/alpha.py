@@ -12,8 +12,8 @@ LEARNING_RATE = 0.25  # of alphas, which lie in [0, 1]
 
 
 def optimize_alpha(lower_bound: Callable[[AlphaSelector], Tensor], steps: int) -> Tensor:
-    """maximise  lower_bound(alpha)  over alpha in [0, 1], elementwise, by Adam. Every alpha gives a
-    bound, so that the best one met is returned, whenever the optimisation ends.
+    """maximise  lower_bound(alpha)  over alpha in [0, 1], elementwise, by Adam. Every alpha gives a bound, so that the
+    best one met is returned, whenever the optimisation ends.
     """
     if steps == 0:
         return lower_bound(initial_alpha)

@@ -13,12 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from paperlib.bounds.box import Interval
-from paperlib.bounds.rounding import Rounding, check_deployed, magnitude, rounding_rule
+from paperlib.bounds.rounding import Rounding, check_deployed, gamma, magnitude, rounding_rule, unit_roundoff
 from paperlib.bounds.rules import apply_rule, named_layers
 from paperlib.certificates import posterior_bounds
 from paperlib.certificates.intervals import AffinePrefix, IntervalBounds, posterior_boxes, target_box
 from paperlib.certificates.likelihood_bounds import bounds_of
+from paperlib.certificates.perturbed_target import TargetTerm
 from paperlib.models.elbo import Target, check_shape
+from paperlib.models.likelihood import sum_per_example
 from paperlib.models.vae import VAE
 from paperlib.threats.perturbation import BoxRegion, PerturbationSet, Region
 
@@ -99,6 +101,10 @@ def value_rounding(network: VAE, bounds: IntervalBounds, deployed: torch.dtype, 
     largest_kl = magnitude(posterior_bounds.kl_bounds(bounds.mean, bounds.log_var)) + kl_rounding
     difference = Rounding(1, largest_fit + largest_kl)  # the ELBO is the difference of both
     rounding = fit_rounding + kl_rounding + difference.bound(deployed)
+    if (term := TargetTerm.of(network.likelihood, bounds)) is not None:  # its range is a float64 sum of its own
+        size = sum_per_example(term.coefficients.abs() * magnitude(bounds.input)) + term.error
+        summands = bounds.input.lower[0].numel() + 64
+        rounding = rounding + 8 * gamma(summands, unit_roundoff(torch.float64)) * size
     for step in steps:
         rounding = torch.where(step.isfinite().flatten(1).all(1), rounding, torch.inf)
     return rounding

@@ -4,7 +4,21 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from paperlib import VAE, Bernoulli, Gaussian, L1Ball, L2Ball, PatchSet, elbo, elbo_bounds, lighting, mlp_vae, pgd
+from paperlib import (
+    VAE,
+    Bernoulli,
+    Gaussian,
+    L1Ball,
+    L2Ball,
+    LinfBall,
+    PatchSet,
+    elbo,
+    elbo_bounds,
+    lighting,
+    mlp_vae,
+    pgd,
+)
+from paperlib.certificates.float_sound import SoundBounds
 from paperlib.certificates.perturbed_target import TargetTerm
 from paperlib.threats.l2_ball import L2Region
 from paperlib.threats.perturbation import PerturbationSet
@@ -70,6 +84,19 @@ def test_the_bound_of_one_pixel_is_reached_at_the_end_of_its_interval(monkeypatc
     monkeypatch.setattr(L2Region, "spread", lambda region, weights: torch.zeros(len(weights)).double())
     broken = elbo_bounds(vae, x, ball, noise, method="crown-ibp").lower
     assert (broken > ends.amin(0) + 0.1).all()
+
+
+@torch.no_grad()
+def test_sound_bounds_allow_for_the_sums_of_the_term(monkeypatch: pytest.MonkeyPatch) -> None:
+    vae, x, noise = case()
+    allowed = SoundBounds.of(vae, x, L2Ball(0.5), noise, "perturbed").value_rounding
+    of_box = SoundBounds.of(vae, x, LinfBall(0.5), noise, "perturbed").bounds
+    without_term(monkeypatch)
+    bare = SoundBounds.of(vae, x, L2Ball(0.5), noise, "perturbed").value_rounding
+    largest = of_box.output.lower.abs().maximum(of_box.output.upper.abs())
+    # at least one rounding of each product of the sum, at most a millionth of their size
+    assert (allowed - bare > torch.finfo(torch.float64).eps).all()
+    assert (allowed - bare < 1e-6 * largest.sum(1)).all()
 
 
 @torch.no_grad()
