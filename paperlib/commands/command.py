@@ -34,7 +34,7 @@ def perturbation_set(threat: Threat, eps: float, data: Dataset) -> PerturbationS
     Raises ValueError for a patch whose side is no whole number, and for lighting of data that are not in [0, 1].
     """
     if threat == "patch":
-        if eps != int(eps):
+        if not float(eps).is_integer():
             raise ValueError(f"--threat patch: --eps is the side of the patch in whole pixels, got {eps:g}")
         return PatchSet(int(eps), int(eps), low=data.low, high=data.high)
     if threat == "lighting":

@@ -250,6 +250,7 @@ def test_other_perturbation_sets_are_certified_and_attacked(
     ("flags", "message"),
     [
         (["--threat", "patch", "--eps", 2.5], "--eps is the side of the patch in whole pixels, got 2.5"),
+        (["--threat", "patch", "--eps", "inf"], "--eps is the side of the patch in whole pixels, got inf"),
         (["--threat", "lighting", "--eps", 0.1, "--low", -1], "--threat lighting is for pixels in [0, 1]"),
         (["--threat", "patch", "--eps", 0], "at least 1"),
     ],
