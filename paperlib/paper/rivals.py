@@ -45,7 +45,6 @@ ATTACK_STEPS = {"paper": 40, "smoke": 3}
 class Trained:
     """A finished run: its model in float32, and how long its training took, in seconds of one core."""
 
-    run: Run
     vae: VAE
     seconds: float
 
@@ -60,7 +59,7 @@ def trained(run: Run, folder: Path) -> Trained:
     vae = train(run.config, vae=model, data=data, device="cpu", folder=place).vae
     if not timing.is_file():
         timing.write_text(repr(perf_counter() - start))
-    return Trained(run, materialize(vae), float(timing.read_text()))
+    return Trained(materialize(vae), float(timing.read_text()))
 
 
 def _as_images(data: Dataset) -> Dataset:
