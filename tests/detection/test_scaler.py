@@ -51,6 +51,14 @@ def test_a_constant_feature_is_named() -> None:
         Scaler.of(torch.tensor([[1.0, 2.0], [2.0, 2.0]]).double(), ["a", "b"])
 
 
+def test_a_feature_that_seems_constant_is_named() -> None:
+    rows = torch.tensor([[0.0, 1e9], [1.0, 1e9 + 1]]).double()
+    with pytest.raises(
+        ValueError, match=r"column 'b' varies by 0\.7\d+ only around a mean of 1e\+09.*subtract the mean"
+    ):
+        Scaler.of(rows, ["a", "b"])
+
+
 def test_the_eps_of_a_run_is_a_factor_of_the_radii() -> None:
     rows = TrainingRows(torch.zeros(3, 2), torch.tensor([0.1, 0.2]).double(), -1.0, 1.0)
     ball = rows.ball(0.5)
