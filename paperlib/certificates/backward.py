@@ -36,6 +36,7 @@ from paperlib.certificates.backward_rounding import (
     ACCUMULATION_ERROR,
     MOST_SUMMANDS,
     PosteriorRounding,
+    cancellation,
     joint_size,
     layer_size,
 )
@@ -205,6 +206,9 @@ class PosteriorFunction:
             constant = constant - latent_rounding - relaxed.rounding.kl
             input_size = x_coefficients.abs() * magnitude(bounds.input)
             constant = constant - ACCUMULATION_ERROR * sum_per_example(joint_size(self.fit, bounds) + input_size)
+        else:
+            constant = constant - cancellation(x_coefficients, bounds.input)
+            constant = constant - cancellation(target_coefficients, bounds.target)
         if (term := terms.target) is not None:
             if relaxed.rounding is not None:
                 size = sum_per_example(term.coefficients.abs() * magnitude(bounds.input)) + term.error

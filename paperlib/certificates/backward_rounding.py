@@ -18,6 +18,7 @@ from paperlib.bounds.relaxation import Affine, Relaxation
 from paperlib.bounds.rounding import gamma, magnitude, unit_roundoff
 from paperlib.certificates import posterior_bounds
 from paperlib.certificates.intervals import IntervalBounds
+from paperlib.models.likelihood import sum_per_example
 
 MOST_SUMMANDS = 2**20  # of a sum that the error below covers
 ACCUMULATION_ERROR = gamma(MOST_SUMMANDS, unit_roundoff(torch.float64))  # 1e-10
@@ -58,6 +59,16 @@ def joint_size(function: JointLinearFunction, bounds: IntervalBounds) -> Tensor:
     """The same for a linear bound of the likelihood, [batch, *data_shape]."""
     output_size = function.output_slope.abs() * magnitude(bounds.output)
     return output_size + function.target_slope.abs() * magnitude(bounds.target) + function.offset.abs()
+
+
+def cancellation(coefficients: Tensor, box: Interval) -> Tensor:
+    """What a linear bound gives up for the rounding of inputs far from 0, [batch]; a constant for autograd.
+
+    For inputs in [-1, 1] it is nothing, as they are covered by what methods give up for any sum. The terms of inputs
+    that vary little around a large value are large, and in the sum they cancel.
+    """
+    beyond = (magnitude(box) - 1).clamp(min=0)
+    return 64 * torch.finfo(beyond.dtype).eps * sum_per_example(coefficients.abs() * beyond).detach()
 
 
 def _relaxation_size(relaxation: LinearRelaxation, largest: Tensor) -> Tensor:
