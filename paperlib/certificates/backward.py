@@ -207,8 +207,8 @@ class PosteriorFunction:
             input_size = x_coefficients.abs() * magnitude(bounds.input)
             constant = constant - ACCUMULATION_ERROR * sum_per_example(joint_size(self.fit, bounds) + input_size)
         else:
-            constant = constant - cancellation(x_coefficients, bounds.input)
-            constant = constant - cancellation(target_coefficients, bounds.target)
+            lost = cancellation(x_coefficients, bounds.input), cancellation(target_coefficients, bounds.target)
+            constant = constant - lost[0] - lost[1]
         if (term := terms.target) is not None:
             if relaxed.rounding is not None:
                 size = sum_per_example(term.coefficients.abs() * magnitude(bounds.input)) + term.error
