@@ -1,4 +1,4 @@
-"""What an outlier detector is for a table that compares several: a score, the attack on it, and bounds if it has any."""
+"""What outlier detectors are for a table that compares them: a score, the attack on it, and bounds if it has any."""
 
 from abc import ABC, abstractmethod
 from functools import partial
