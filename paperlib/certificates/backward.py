@@ -218,7 +218,8 @@ def backward_elbo(
 def cancellation(coefficients: Tensor, box: Interval) -> Tensor:
     """What a linear bound gives up for the rounding of inputs far from 0, [batch]; a constant for autograd.
 
-    For inputs in [-1, 1] it is nothing, as they are covered by what methods give up for any sum. The terms of inputs that vary little around a large value are large, and in the sum they cancel.
+    The terms of inputs that vary little around a large value are large, and in the sum they cancel. For inputs in
+    [-1, 1] it is nothing, as they are covered by what methods give up for any sum.
     """
     beyond = (magnitude(box) - 1).clamp(min=0)
     return 64 * torch.finfo(beyond.dtype).eps * sum_per_example(coefficients.abs() * beyond).detach()

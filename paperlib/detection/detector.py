@@ -225,16 +225,13 @@ class CertifiedDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc] # sc
         return LinfBall(feature_radii(eps, self.n_features_in_), *self._range)
 
     def save(self, path: str | Path) -> None:
-        """Write the detector to one safetensors file; whole or not at all. See `load`."""
+        """Write the detector to one safetensors file; whole or not at all."""
         check_is_fitted(self)
         file.save(path, self)
 
     @classmethod
     def load(cls, path: str | Path, vae: VAE | None = None) -> Self:
-        """The detector stored at `path`.
-
-        Args:
-            vae: for a detector around a model of the user's own: such a model, to be filled; it is not changed.
+        """The detector stored at `path`; where it is around a model of the user's own, `vae` is one of the same layers.
 
         Raises FileNotFoundError, and DamagedFileError for a file that is no detector's.
         """
