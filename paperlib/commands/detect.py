@@ -7,7 +7,7 @@ from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -23,8 +23,9 @@ from paperlib.runtime.numbers import rounded_down
 from paperlib.runtime.progress import Progress
 from paperlib.training.loop import CollapsedPosteriorWarning
 
-if TYPE_CHECKING:
-    from paperlib.detection import CertifiedDetector  # elsewhere where it is used: scikit-learn takes a second to load
+SHOWN = 1_000  # rows held out that are certified for the report, at most
+
+Detector = Any  # a CertifiedDetector, which is imported where it is used: scikit-learn takes a second to load
 
 
 @dataclass(frozen=True)
@@ -83,18 +84,24 @@ class Fit(Command):
         detector.save(self.out)
         self._report(detector, frame)
 
-    def _report(self, detector: "CertifiedDetector", frame: pd.DataFrame) -> None:
+    def _report(self, detector: Detector, frame: pd.DataFrame) -> None:
         assert detector.eps_ is not None
         held_out = detector.calibration_size_
         widths = "-".join(map(str, (len(frame.columns), *self.hidden, self.latent_dim)))
         say(f"trained     VAE {widths} for {_radius(detector.eps_)}, on {len(frame) - held_out:,} rows")
-        say(f"held out    {held_out:,} rows, for the threshold")
+        say(f"held out    {held_out:,} rows, for the threshold; KL {detector.kl_:.1f} nats in their mean")
         say(f"threshold   {detector.offset_:.4g} nats: a row with a lower score raises an alarm")
         say(
             f"guarantee   a new normal row raises a false alarm with a probability of at most {self.alpha:.3g},\n"
             "            if it is exchangeable with the rows held out"
         )
-        say(f"KL          {detector.kl_:.1f} nats, mean of the rows held out")
+        some = frame.iloc[detector.calibration_rows_[:SHOWN]]
+        verdicts = detector.certify(some, detector.ball(detector.eps_), radius=False, attack=False)
+        score, verdict = (verdicts[name].to_numpy() for name in ("score", "verdict"))
+        say(
+            f"calm        {_share(score >= detector.offset_)} of {len(some):,} rows held out, "
+            f"{_share(verdict == 'calm')} certified for {_radius(detector.eps_)}"
+        )
         if warning := collapse_warning(detector.kl_):
             say(f"warning     {warning}")
         say(f"detector    {self.out}")
@@ -206,6 +213,11 @@ def _radius(radii: NDArray[np.float64]) -> str:
     return f"eps {most:.4g}" if least == most else f"eps {least:.3g} to {most:.3g} by column"
 
 
+def _share(rows: NDArray[np.bool_]) -> str:
+    """Count and percentage, which is rounded down."""
+    return f"{rows.sum():,} ({math.floor(1_000 * rows.mean()) / 10}%)"
+
+
 def _check_outputs(outputs: list[Path], inputs: list[Path]) -> None:
     """Raises BadInputError for an output that is an input, and as `check_writable`."""
     for path in outputs:
@@ -214,20 +226,16 @@ def _check_outputs(outputs: list[Path], inputs: list[Path]) -> None:
         check_writable(path)
 
 
-def _report(verdicts: pd.DataFrame, detector: "CertifiedDetector") -> None:
-    alarm = verdicts["score"] < detector.offset_
-    verdict, count = verdicts["verdict"], len(verdicts)
-
-    def share(rows: "pd.Series[bool]") -> str:
-        return f"{rows.sum():,} ({rows.mean():.1%})"
-
+def _report(verdicts: pd.DataFrame, detector: Detector) -> None:
+    score, verdict = (verdicts[name].to_numpy() for name in ("score", "verdict"))
+    alarm = score < detector.offset_
     say(
         f"threshold   {detector.offset_:.4g} nats, set on {detector.calibration_size_:,} normal rows for at most "
         f"{detector.alpha:.3g} false alarms"
     )
-    say(f"alarms      {share(alarm)} by their score; {share(verdict == 'alarm')} that no perturbation can silence")
-    say(f"calm        {share(~alarm)} by their score; {share(verdict == 'calm')} that no perturbation can raise")
-    say(f"undecided   {share(verdict == 'undecided')} of {count:,}")
+    say(f"alarms      {_share(alarm)} by their score; {_share(verdict == 'alarm')} that no perturbation can silence")
+    say(f"calm        {_share(~alarm)} by their score; {_share(verdict == 'calm')} that no perturbation can raise")
+    say(f"undecided   {_share(verdict == 'undecided')}")
     if "certified_radius" in verdicts:
         radius = verdicts["certified_radius"]
         say(f"radius      {_down(radius.median())} certified in the median, {_down(radius.max())} at most")
