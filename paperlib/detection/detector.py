@@ -66,7 +66,7 @@ class CertifiedDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc] # sc
         noise_: of the score, [draws, latent_dim]; one row of zeros for draws=0.
         offset_: the threshold, in nats.
         eps_: the radius of each feature that it was trained for, in the user's units; None if it was not trained here.
-        calibration_size_: number of rows behind the threshold.
+        calibration_size_, calibration_rows_: number of rows behind the threshold; which of `fit` (not kept in files).
         normal_terms_: mean over these rows of the log-likelihood of each feature and of -KL, [features + 1], in nats.
         kl_: mean KL of these rows in nats; near 0 the latents say nothing of the rows.
     """
@@ -145,7 +145,7 @@ class CertifiedDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc] # sc
             self.eps_ = radius.numpy()
         elbo(self.vae_, calibration[:1], self.noise_[:1])  # says what does not fit in a model of the user's own
         self.offset_ = threshold(scores(self.vae_, calibration, self.noise_), self.alpha)
-        self.calibration_size_ = len(calibration)
+        self.calibration_rows_, self.calibration_size_ = order[:held_out].numpy(), len(calibration)
         self.normal_terms_ = score_terms(self.vae_, calibration, self.noise_).mean(0)
         self.kl_ = mean_kl(self.vae_, calibration)
         return self
