@@ -58,7 +58,9 @@ def elbo_difference(
 
     Raises ValueError for a method without linear bounds or one with steps for alpha, and as `elbo_bounds`.
     """
-    ends = (LinearElboBounds.of(vae, x, ball, noise, method, target, sound) for vae, noise in ((a, noise_a), (b, noise_b)))
+    ends = (
+        LinearElboBounds.of(vae, x, ball, noise, method, target, sound) for vae, noise in ((a, noise_a), (b, noise_b))
+    )
     first, second = ends
     return difference_lower(first, second)
 

@@ -7,7 +7,7 @@ many others. They are attacked by the same searches, within reason: a forest has
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from math import inf
-from time import perf_counter
+from time import process_time
 from typing import Any, Self
 
 import pandas as pd
@@ -120,7 +120,7 @@ def rival_rows(dataset: str, profile: str, ours: Mapping[str, Any] = OURS) -> pd
     none; `attacked_*` what is left of each by an adversary who silences alarms, or raises them; `certified_*` what no
     adversary of this radius can take away, NaN where nothing is proven. A `promise` is "certain", or "with confidence
     0.999" for each row, or "none". auc, and guaranteed_auc with outliers at their upper bounds; `normals` and
-    `outliers` are counts of test rows; `seconds` are of fitting, attacks and certificates.
+    `outliers` are counts of test rows; `seconds` of processor time are those of fitting, attacks and certificates together.
 
     Args:
         dataset: "ecg5000", in its own units; "wdbc", in standard deviations of each feature of the normal rows.
@@ -208,7 +208,7 @@ def measured(rival: Rival, tables: Tables, steps: int) -> pd.DataFrame:
     Args:
         steps: of each attack.
     """
-    start = perf_counter()
+    start = process_time()
     detector = rival.fit(tables)
     limit = threshold(detector.score(tables.split[1]), ALPHA)
     normal, outlier = detector.score(tables.normal), detector.score(tables.outlier)
@@ -233,7 +233,7 @@ def measured(rival: Rival, tables: Tables, steps: int) -> pd.DataFrame:
                 "guaranteed_auc": guaranteed_auc(normal, of_outlier.upper),
             }
         rows.append({**about, "threat": norm, "eps": eps, **clean, **attacked, **certified})
-    return pd.DataFrame(rows).reindex(columns=COLUMNS[:-1]).assign(seconds=perf_counter() - start)
+    return pd.DataFrame(rows).reindex(columns=COLUMNS[:-1]).assign(seconds=process_time() - start)
 
 
 def _share(holds: Tensor) -> float:
