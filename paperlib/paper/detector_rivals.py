@@ -120,7 +120,7 @@ def rival_rows(dataset: str, profile: str, ours: Mapping[str, Any] = OURS) -> pd
     none; `attacked_*` what is left of each by an adversary who silences alarms, or raises them; `certified_*` what no
     adversary of this radius can take away, NaN where nothing is proven. A `promise` is "certain", or "with confidence
     0.999" for each row, or "none". auc, and guaranteed_auc with outliers at their upper bounds; `normals` and
-    `outliers` are counts of test rows; `seconds` of processor time are those of fitting, attacks and certificates together.
+    `outliers` are counts of test rows; `seconds` is the processor time of fitting, attacks and certificates together.
 
     Args:
         dataset: "ecg5000", in its own units; "wdbc", in standard deviations of each feature of the normal rows.
