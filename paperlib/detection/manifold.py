@@ -14,10 +14,13 @@ d_c = min over z of ||x - G_c(z)||, K_c = min K = 0. For ||x' - x|| <= eps each 
 
     J_y(x') <= (d_y + eps)^2 + K_y     and     J_c(x') >= (d_c - eps)^2 + K_c     for eps <= d_c,
 
-so that y stays the class of x' for each   eps < min over c of (d_c^2 + K_c - d_y^2 - K_y) / (2 (d_c + d_y)),   which is
-below d_c as K_c <= K_y. d_c is a *global* minimum: a search ends above it, and then its radius is too large. Here d_c is a
-lower end from branch and bound. (With the best z of J_c in place of the minima of both terms the formula is wrong: a z
-of larger distance and smaller K loses more while x moves.)
+so that y stays the class of x' for each
+
+    eps  <  min over c != y of  (d_c^2 + K_c - d_y^2 - K_y) / (2 (d_c + d_y)),
+
+which is below d_c as K_c <= K_y. d_c is a *global* minimum: a search ends above it, and then its radius is too large.
+Here d_c is a lower end from branch and bound. (With the best z of J_c in place of the minima of both terms the formula
+is wrong: a z of larger distance and smaller K loses more while x moves.)
 
 The joint radius. Both classes see the *same* x'. The difference of squared distances is linear in it:
 
@@ -28,8 +31,8 @@ It is positive for every z, hence J_c(x') > J_y(x'), for all x' with
 
     ||x' - x||  <  min over c != y and all z of  R_c(z),     R_c(z)  =  N_c(z) / (2 ||G_c(z) - g||).
 
-As ||G_c(z) - g|| <= ||x - G_c(z)|| + d_y, this is never below the published radius. z_y comes from a search, which needs
-no proof: any z_y gives a valid radius. The minimum over z is taken by branch and bound.
+As ||G_c(z) - g|| <= ||x - G_c(z)|| + d_y, this is never below the published radius. z_y comes from a search, which
+needs no proof: any z_y gives a valid radius. The minimum over z is taken by branch and bound.
 
 All z. Put u = ||x - G_c(z)|| + d_y. Then  R_c(z) >= (u^2 - 2 u d_y + K(z) - K_y) / (2 u) = u / 2 - d_y +
 (K(z) - K_y) / (2 u),  and for K(z) >= K_y its minimum over all u > 0 is  sqrt(K(z) - K_y) - d_y.  So no z with
@@ -99,7 +102,7 @@ class ManifoldClassifier:
         return torch.stack([self._score(label, x, own) for label, own in enumerate(z)])
 
     def search(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Latents of each class with a low score, [classes, batch, latent]: the published search, which proves nothing."""
+        """Latents of each class with a low score, [classes, batch, latent]: the published search, without a proof."""
         weight = self.weight
         return torch.stack(
             [nearest_latents(decoder, x, self.latent_dim, weight, generator) for decoder in self.decoders]
@@ -223,7 +226,8 @@ class Rival:
         The larger of two bounds. One is the formula in u of the module's docstring with the least u and the least K of
         the box. The other is of second order: with any r in [0, s] and s > 0, as a root is below its tangent,
 
-            2 (R_c(z) - r) ||G_c(z) - g||  =  N_c(z) - 2 r ||G_c(z) - g||  >=  N_c(z) - (r / s) (||G_c(z) - g||^2 + s^2),
+            2 (R_c(z) - r) ||G_c(z) - g||  =  N_c(z) - 2 r ||G_c(z) - g||
+                                          >=  N_c(z) - (r / s) (||G_c(z) - g||^2 + s^2),
 
         a convex quadratic function of z but for the errors of the two squared distances.
         """

@@ -1,4 +1,4 @@
-"""Radii of analysis by synthesis against closed forms, dense grids of latents, and attacks that share no code with them."""
+"""Radii of analysis by synthesis against closed forms, dense grids of latents, and attacks that share no code."""
 
 import math
 
