@@ -20,9 +20,9 @@ from paperlib.training.loop import train
 CLASSES = 10
 WEIGHT = 0.05  # of ||z||^2: about the mean squared error of a pixel
 TOL = {"paper": 0.01, "smoke": 0.05}  # of an l2 distance
-IMAGES = {"paper": 100, "smoke": 4}  # of the test set, the first
-PART = {"paper": 50, "smoke": 4}  # of them in one process
-ROUNDS = {"paper": 10, "smoke": 2}  # of the attack
+IMAGES = {"paper": 100, "smoke": 2}  # of the test set, the first
+PART = {"paper": 50, "smoke": 2}  # of them in one process
+ROUNDS = {"paper": 10, "smoke": 1}  # of the attack
 SEED = 0  # of the search
 
 

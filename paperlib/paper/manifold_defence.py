@@ -1,4 +1,4 @@
-"""The robust manifold defence on digits, for notebook 9: the same classifier with and without it, attacked through it."""
+"""The robust manifold defence on digits, for notebook 9: a classifier with and without it, attacked through it."""
 
 from pathlib import Path
 from typing import Any

@@ -27,6 +27,8 @@ def tiny_data(name: str, split: str = "train") -> Dataset:
 def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (manifold, manifold_defence):
         monkeypatch.setattr(module, "load_dataset", tiny_data)
+    monkeypatch.setattr(manifold.latent_search, "SAMPLES", 50)
+    monkeypatch.setattr(manifold.latent_search, "STEPS", 10)
     monkeypatch.setattr(manifold, "in_parallel", lambda task, items, **_: [task(item) for item in items])
 
     def shrunk(config: TrainConfig) -> TrainConfig:
@@ -41,7 +43,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_each_image_has_its_radii_beside_what_a_search_claims_and_an_attack_meets(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(manifold.PART, "smoke", 2)
+    monkeypatch.setitem(manifold.PART, "smoke", 2)  # so that there are two parts, of two and one
     monkeypatch.setitem(manifold.IMAGES, "smoke", 3)
     rows = manifold.manifold_rows("mnist5k", "smoke", tmp_path)
     assert list(rows["index"]) == [0, 1, 2] and list(rows["digit"]) == [0, 1, 2]
