@@ -17,7 +17,19 @@ from beartype.roar import BeartypeCallHintViolation
 
 PACKAGE = Path(__file__).resolve().parents[1] / "paperlib"
 # from the ground up
-ROOMS = ("runtime", "bounds", "models", "threats", "data", "certificates", "training", "rivals", "commands", "paper")
+ROOMS = (
+    "runtime",
+    "bounds",
+    "models",
+    "threats",
+    "data",
+    "certificates",
+    "training",
+    "rivals",
+    "detection",
+    "commands",
+    "paper",
+)
 NEVER = {("models", "bounds")}  # densities and networks know no bound, though bounds are further down
 LONGEST = 250  # lines of a file
 REASON = "one idea"  # what the docstring of a longer file says to explain itself
@@ -216,6 +228,7 @@ WRONG_TYPES = [
     ("certificates.api", "certificate", ("a model", torch.zeros(1, 2), 0.1, torch.zeros(1, 2))),
     ("training.loop", "train", ("a configuration",)),
     ("rivals.civet", "civet_error", ("a model", torch.zeros(1, 2), 0.1)),
+    ("detection.conformal", "rows_needed", ("0.05",)),
     ("commands.command", "say", (3,)),
     ("paper.tables", "markdown", ("a table",)),
 ]

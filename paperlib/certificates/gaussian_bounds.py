@@ -38,7 +38,7 @@ class GaussianBounds(LikelihoodBounds):
         farthest = _farthest(output, target)
         summands = (farthest * inverse).square() / 2 + self.likelihood.log_scale.abs() + math.log(2 * math.pi) / 2
         count = 2 * FUNCTION_ERRORS["exp"] + 8 + math.prod(summands.shape[1:])
-        return Rounding(count, sum_per_example(summands), peak=torch.maximum(inverse, 1 / inverse))
+        return Rounding(count, sum_per_example(summands), peak=torch.maximum(inverse, 1 / inverse).amax())
 
     def linear_below(self, output: Interval, target: Interval) -> JointLinearFunction:
         return _of_both(chord_below(self._log_density, self._slope, _distance(output, target)))

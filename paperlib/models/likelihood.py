@@ -76,18 +76,23 @@ class Gaussian(Likelihood):
     """Independent Gaussian pixels around the output: log N(target; output, scale^2), in nats of a density.
 
     Args:
-        scale: standard deviation in data units, one for all pixels.
+        scale: standard deviation in data units, one for all pixels or one for each, [*data_shape].
         learned: whether training adapts the scale (its logarithm is then a parameter).
 
     Raises:
         ValueError: a scale that is not positive and finite.
     """
 
-    def __init__(self, scale: float = 1.0, learned: bool = False):
+    def __init__(self, scale: float | Tensor = 1.0, learned: bool = False):
         super().__init__()
-        if not 0 < scale < math.inf:
-            raise ValueError(f"scale must be positive and finite, got {scale}")
-        log_scale = torch.tensor(math.log(scale))
+        if isinstance(scale, Tensor):
+            if not ((scale > 0) & scale.isfinite()).all():
+                raise ValueError(f"each scale must be positive and finite, got {scale.min():g} to {scale.max():g}")
+            log_scale = scale.log()
+        else:
+            if not 0 < scale < math.inf:
+                raise ValueError(f"scale must be positive and finite, got {scale}")
+            log_scale = torch.tensor(math.log(scale))
         if learned:
             self.log_scale = nn.Parameter(log_scale)
         else:

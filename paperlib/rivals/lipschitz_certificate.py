@@ -62,7 +62,7 @@ def lipschitz_certificate(
         fall = fall + (residual + moved_target) * moved_output + moved_output.square() / 8
     elif isinstance(vae.likelihood, Gaussian):
         moved = moved_target + moved_output
-        fall = (residual + moved / 2) * moved * torch.exp(-2 * vae.likelihood.log_scale)
+        fall = (residual + moved / 2) * moved * torch.exp(-2 * vae.likelihood.log_scale).amax()  # one a pixel, or one
     else:
         raise ValueError(f"there is no Lipschitz certificate for {type(vae.likelihood).__name__}")
 

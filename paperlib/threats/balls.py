@@ -62,6 +62,10 @@ class LinfBall(PerturbationSet):
     def steepest(self, gradient: Tensor, x: Tensor, scale: float = 1.0) -> Tensor:
         return self._radius(x) * scale * gradient.sign()
 
+    def scaled(self, factor: float | Tensor) -> "LinfBall":
+        """See `PerturbationSet.scaled`; a tensor [count, *1s] is one factor an example."""
+        return LinfBall(self.eps * factor, self.low, self.high)
+
     @property
     def size(self) -> float:
         return self.eps.max().item() if isinstance(self.eps, Tensor) else self.eps

@@ -80,6 +80,9 @@ class LinearSet(PerturbationSet):
         radius = torch.tensor(self._radii, dtype=x.dtype, device=x.device)
         return scaled(scale * radius * signs, directions).sum(1)
 
+    def scaled(self, factor: float) -> "LinearSet":
+        return LinearSet(self.directions, tuple(factor * radius for radius in self._radii), self.low, self.high)
+
     @property
     def size(self) -> float:
         return float(max(self._radii))

@@ -138,6 +138,9 @@ class NormBall(PerturbationSet):
         """
         return self.project(x + self.eps * self.draw(x, generator).view_as(x), x)
 
+    def scaled(self, factor: float) -> Self:
+        return type(self)(self.eps * factor, self.low, self.high)
+
     @property
     def size(self) -> float:
         return self.eps

@@ -180,6 +180,12 @@ class PerturbationSet(ABC):
         shape of x; it may leave the data range.
         """
 
+    def scaled(self, factor: float) -> "PerturbationSet":
+        """The set of changes that are `factor` times as large: its size is that times `size`, in the same data range. A
+        set of a smaller factor is part of it. Raises NotImplementedError for a set whose size is no such number.
+        """
+        raise NotImplementedError(f"a {type(self).__name__} has no size that a factor scales")
+
     @property
     @abstractmethod
     def size(self) -> float:

@@ -26,7 +26,7 @@ def check_trainable(vae: VAE, x: Tensor, data: Dataset, config: TrainConfig) -> 
             examples of its batch, where a certificate is trained on.
         UnsupportedLayerError: a layer without the rules that the certificate needs.
     """
-    ball, ends = data.ball(config.eps, config.threat), torch.stack(data.x.aminmax())
+    ball, ends = data.ball(config.eps, config.threat), torch.stack([data.x.amin(0), data.x.amax(0)])
     check_targets(vae, *target_box(config.target, ball.unchecked_region(ends).box, ends))
     noise = torch.zeros(1, vae.latent_dim, dtype=x.dtype, device=x.device)
     certificate(vae.eval(), x, ball, noise, config.bound, config.target)  # as the history has it

@@ -1,0 +1,8 @@
+"""What two-sided certificates are for: detectors whose verdict on a row no small perturbation can change.
+
+Estimators by scikit-learn's conventions. They are imported from here, not from `paperlib`, which needs no scikit-learn.
+"""
+
+from paperlib.detection.detector import CertifiedDetector
+
+__all__ = ["CertifiedDetector"]

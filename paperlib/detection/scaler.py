@@ -1,0 +1,106 @@
+"""Standard units inside, the user's units outside: what a detector does to features of different size."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from paperlib.bounds.scaling import Scaling
+from paperlib.data.arrays import Dataset, Norm
+from paperlib.models.likelihood import Gaussian
+from paperlib.models.vae import VAE
+from paperlib.threats.balls import LinfBall
+from paperlib.training.config import TrainConfig
+from paperlib.training.loop import train
+
+Radii = float | Sequence[float] | NDArray[np.float64] | Tensor
+
+
+@dataclass(frozen=True)
+class Scaler:
+    """Mean and standard deviation of each feature, [features], float64."""
+
+    mean: Tensor
+    spread: Tensor
+
+    def standardized(self, x: Tensor) -> Tensor:
+        """x in standard units, in float32: those that a model is trained in."""
+        return ((x - self.mean) / self.spread).float()
+
+    def in_user_units(self, vae: VAE) -> VAE:
+        """A model that was trained in standard units, as one of rows in the user's units: with a layer in front of the
+        encoder and one behind the decoder, and a Gaussian of one scale a feature. In float64 and evaluation mode.
+        """
+        inside = vae.in_float64()
+        assert isinstance(inside.likelihood, Gaussian)
+        encoder = nn.Sequential(Scaling(1 / self.spread, -self.mean / self.spread), inside.encoder)
+        decoder = nn.Sequential(inside.decoder, Scaling(self.spread, self.mean))
+        likelihood = Gaussian(inside.likelihood.log_scale.exp() * self.spread)
+        return VAE(encoder, decoder, likelihood, inside.latent_dim).eval()
+
+    @classmethod
+    def of(cls, rows: Tensor, names: Sequence[Any]) -> "Scaler":
+        """That of rows [count, features]. Raises ValueError, naming it, for a constant feature."""
+        constant = (rows == rows[0]).all(0).nonzero().flatten().tolist()
+        if constant:
+            raise ValueError(
+                f"column {names[constant[0]]!r} is constant in the {len(rows)} rows to train on, so that it has no "
+                "spread to standardize by: leave it out"
+            )
+        return cls(rows.mean(0), rows.std(0))
+
+
+class TrainingRows(Dataset):
+    """Rows to train on, with one radius a feature: the `eps` of a run is a factor of these radii.
+
+    Args:
+        radius: in the units of x, [features].
+    """
+
+    radius: Tensor
+
+    def __init__(self, x: Tensor, radius: Tensor, low: float, high: float):
+        super().__init__("own rows", x, None, low, high)
+        object.__setattr__(self, "radius", radius.to(x))
+
+    def ball(self, eps: float, norm: Norm = "linf") -> LinfBall:
+        return LinfBall(eps * self.radius, self.low, self.high)
+
+
+def feature_radii(eps: Radii, features: int) -> Tensor:
+    """One radius a feature, [features], float64, of one number or one a feature.
+
+    Raises ValueError for a negative or infinite radius, or another number of them.
+    """
+    try:
+        radius = torch.as_tensor(eps, dtype=torch.float64)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"eps must be numbers, got {eps!r}") from error
+    if radius.shape not in ((), (features,)):
+        raise ValueError(f"eps must be one number or {features}, one a feature, got shape {list(radius.shape)}")
+    if not (radius.isfinite() & (radius >= 0)).all():
+        raise ValueError(f"eps must be finite and not negative, got {eps!r}")
+    return radius.expand(features).clone()
+
+
+def trained_on(
+    rows: Tensor, radius: Tensor, config: TrainConfig, scaler: Scaler | None, low: float, high: float
+) -> VAE:
+    """A model of rows in the user's units, trained by `config` with its `eps` as a factor of `radius`.
+
+    With a scaler it is trained in standard units, where no common data range can clip the perturbations.
+
+    Args:
+        rows: [count, features], float64.
+        radius: of each feature, in the user's units, [features].
+        low, high: the data range.
+    """
+    if scaler is None:
+        return train(config, data=TrainingRows(rows.float(), radius, low, high)).vae.in_float64()
+    data = TrainingRows(scaler.standardized(rows), radius / scaler.spread, -math.inf, math.inf)
+    return scaler.in_user_units(train(config, data=data).vae)
