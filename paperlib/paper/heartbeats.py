@@ -104,7 +104,9 @@ def _at_radius(work: tuple[str, CertifiedDetector, float, str]) -> dict[str, Any
         frames.append(detector.certify(beats.numpy(), eps, method=METHOD, radius=False, attack=False))
         reached.append(attacked(detector, beats, eps, steps))
     (calm, alarm), (normal, abnormal) = frames, reached
-    lower, upper = (torch.from_numpy(frame[end].to_numpy(copy=True)) for frame, end in ((calm, "lower"), (alarm, "upper")))
+    lower, upper = (
+        torch.from_numpy(frame[end].to_numpy(copy=True)) for frame, end in ((calm, "lower"), (alarm, "upper"))
+    )
     broken = 0
     for frame, ends in zip(frames, reached, strict=True):
         silenced = (frame["verdict"] == "alarm").to_numpy() & (ends.highest >= threshold).numpy()

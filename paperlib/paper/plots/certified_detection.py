@@ -48,10 +48,10 @@ def heartbeat(stored: Mapping[str, Tensor], eps: float, caption: str) -> Figure:
         axis.set(xlabel=Axis.SAMPLE, ylabel=Axis.SIGNAL)
         axis.legend(loc="lower right", fontsize=6)
     for line, name in enumerate(models):
-        clean, attacked, lower, upper = stored[f"{name} scores"].tolist()
-        verdicts.plot([lower, upper], [line, line], color=COLORS["certified"], marker="|", markersize=9, label="certified")
-        verdicts.plot([clean], [line], color=COLORS["clean"], marker=MARKERS["clean"], ls="none", label="clean")
-        verdicts.plot([attacked], [line], color=COLORS["attacked"], marker=MARKERS["attacked"], ls="none", label="attacked")
+        clean, attacked, *certified = stored[f"{name} scores"].tolist()
+        verdicts.plot(certified, [line] * 2, color=COLORS["certified"], marker="|", markersize=9, label="certified")
+        for kind, value in (("clean", clean), ("attacked", attacked)):
+            verdicts.plot([value], [line], color=COLORS[kind], marker=MARKERS[kind], linestyle="none", label=kind)
     verdicts.axvline(0, color="0.3", linewidth=1, linestyle=":")
     verdicts.set_yticks(range(len(models)), [LABELS.get(name, name) for name in models])
     verdicts.set_ylim(-0.6, len(models) - 0.1)
