@@ -179,36 +179,59 @@ def backward_elbo(
         terms: below the terms of the ELBO for sign = 1, above them for sign = -1.
         select_alpha: picks one bound of each `AlphaRelaxation`.
     """
-    bounds, function = relaxed.bounds, select_alpha(terms.fit)
+    posterior = backward_posterior(relaxed, sign, terms, select_alpha)
+    x_coefficients, constant = backward_pass(relaxed.encoder, posterior.coefficients, posterior.constant, select_alpha)
+    return posterior.with_target(x_coefficients, constant)
+
+
+@dataclass(frozen=True)
+class PosteriorFunction:
+    """sign * ELBO  >=  coefficients . (mean, log_var) + constant + what `with_target` adds."""
+
+    relaxed: RelaxedVAE
+    sign: float
+    terms: ElboTerms
+    fit: JointLinearFunction  # the one of `terms.fit` that was picked
+    latent_coefficients: Tensor  # [batch, latent_dim]
+    coefficients: Tensor  # [batch, 2 * latent_dim]
+    constant: Tensor  # [batch]
+
+    def with_target(self, x_coefficients: Tensor, constant: Tensor) -> tuple[Tensor, Tensor]:
+        """The linear function of x' that those from the encoder make with the target's part and what rounding takes."""
+        relaxed, bounds, terms = self.relaxed, self.relaxed.bounds, self.terms
+        target_coefficients = self.fit.target_slope if self.sign > 0 else -self.fit.target_slope
+        if relaxed.rounding is not None:
+            latent_rounding = sum_per_example(self.latent_coefficients.abs() * relaxed.rounding.latent)
+            constant = constant - latent_rounding - relaxed.rounding.kl
+            input_size = x_coefficients.abs() * magnitude(bounds.input)
+            constant = constant - ACCUMULATION_ERROR * sum_per_example(joint_size(self.fit, bounds) + input_size)
+        if (term := terms.target) is not None:
+            if relaxed.rounding is not None:
+                size = sum_per_example(term.coefficients.abs() * magnitude(bounds.input)) + term.error
+                constant = constant - 4 * ACCUMULATION_ERROR * size
+            x_coefficients = x_coefficients + self.sign * term.coefficients
+            constant = constant + self.sign * term.offset - term.error + concretize(target_coefficients, term.point)
+        elif bounds.target is bounds.input:  # the same x' is input and target: its coefficients add up
+            x_coefficients = x_coefficients + target_coefficients
+        else:
+            constant = constant + concretize(target_coefficients, bounds.target)
+        return x_coefficients, constant
+
+
+def backward_posterior(
+    relaxed: RelaxedVAE, sign: float, terms: ElboTerms, select_alpha: AlphaSelector = initial_alpha
+) -> PosteriorFunction:
+    """The first half of `backward_elbo`: from the terms of the ELBO to the encoder's output. Arguments as there."""
+    function = select_alpha(terms.fit)
     constant = sign * sum_per_example(function.offset)
-    output_coefficients, target_coefficients = (
-        slope if sign > 0 else -slope for slope in (function.output_slope, function.target_slope)
-    )
+    output_coefficients = function.output_slope if sign > 0 else -function.output_slope
     latent_coefficients, constant = backward_pass(relaxed.decoder, output_coefficients, constant, select_alpha)
 
     # latent = mean + exp(log_var / 2) * noise, and the KL adds its own terms in mean and log_var
     scale_coefficients, offset = backward_substitute(latent_coefficients * relaxed.noise, relaxed.scale, select_alpha)
-    posterior_coefficients = torch.cat(
-        [latent_coefficients + sign * terms.mean.slope, scale_coefficients + sign * terms.log_var.slope], 1
-    )
+    slopes = latent_coefficients + sign * terms.mean.slope, scale_coefficients + sign * terms.log_var.slope
     constant = constant + sum_per_example(offset + sign * (terms.mean.offset + terms.log_var.offset))
-
-    x_coefficients, constant = backward_pass(relaxed.encoder, posterior_coefficients, constant, select_alpha)
-    if relaxed.rounding is not None:
-        constant = constant - sum_per_example(latent_coefficients.abs() * relaxed.rounding.latent) - relaxed.rounding.kl
-        input_size = x_coefficients.abs() * magnitude(bounds.input)
-        constant = constant - ACCUMULATION_ERROR * sum_per_example(joint_size(function, bounds) + input_size)
-    if (term := terms.target) is not None:
-        if relaxed.rounding is not None:
-            size = sum_per_example(term.coefficients.abs() * magnitude(bounds.input)) + term.error
-            constant = constant - 4 * ACCUMULATION_ERROR * size
-        x_coefficients = x_coefficients + sign * term.coefficients
-        constant = constant + sign * term.offset - term.error + concretize(target_coefficients, term.point)
-    elif bounds.target is bounds.input:  # the same x' is input and target: its coefficients add up
-        x_coefficients = x_coefficients + target_coefficients
-    else:
-        constant = constant + concretize(target_coefficients, bounds.target)
-    return x_coefficients, constant
+    return PosteriorFunction(relaxed, sign, terms, function, latent_coefficients, torch.cat(slopes, 1), constant)
 
 
 def backward_pass(

@@ -17,11 +17,11 @@ from torch import Tensor
 from paperlib.certificates.method import Method
 from paperlib.detection import file
 from paperlib.detection.conformal import calibration_count, threshold
-from paperlib.detection.scaler import Radii, Scaler, feature_radii, trained_on
-from paperlib.detection.score import score
+from paperlib.detection.scaler import Radii, Scaler, feature_radii, trained_on, training_config
+from paperlib.detection.score import fixed_noise, mean_kl, score_terms, scores
 from paperlib.detection.table import column_names, numeric_rows
-from paperlib.detection.verdicts import certified_rows
-from paperlib.models.elbo import elbo_terms
+from paperlib.detection.verdicts import Certification
+from paperlib.models.elbo import elbo
 from paperlib.models.likelihood import Bernoulli, Gaussian
 from paperlib.models.vae import VAE
 from paperlib.threats.balls import LinfBall
@@ -29,7 +29,6 @@ from paperlib.threats.perturbation import PerturbationSet
 from paperlib.training.config import TrainConfig
 
 DEFAULT_RADIUS = 0.1  # standard deviations of each feature
-ROWS = 1_000  # that are scored at a time
 
 
 class CertifiedDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc] # scikit-learn ships no types
@@ -52,6 +51,8 @@ class CertifiedDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc] # sc
         kappa: weight of the clean ELBO against its certified bound in training; 1 is a plain VAE.
         steps, batch_size, lr: of training; at most as many rows are in a batch as there are.
         calibration: share of the rows that is held out for the threshold.
+        outlier_weight: of made-up outliers in training, whose certified upper bounds are pushed down, see
+            `paperlib.rivals.outliers`; 0 trains on the rows alone.
         draws: number of fixed noise draws that the score is the mean over; 0: the posterior mean alone.
         standardize: False leaves the features as they are. Those of a Bernoulli likelihood always are.
         low, high: range of the data, to which perturbations are clipped.
@@ -66,6 +67,7 @@ class CertifiedDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc] # sc
         offset_: the threshold, in nats.
         eps_: the radius of each feature that it was trained for, in the user's units; None if it was not trained here.
         calibration_size_: number of rows behind the threshold.
+        normal_terms_: mean over these rows of the log-likelihood of each feature and of -KL, [features + 1], in nats.
         kl_: mean KL of these rows in nats; near 0 the latents say nothing of the rows.
     """
 
@@ -87,6 +89,7 @@ class CertifiedDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc] # sc
         lr: float = 2e-3,
         calibration: float = 0.2,
         draws: int = 0,
+        outlier_weight: float = 0.0,
         standardize: bool = True,
         low: float = -math.inf,
         high: float = math.inf,
@@ -105,6 +108,7 @@ class CertifiedDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc] # sc
         self.lr = lr
         self.calibration = calibration
         self.draws = draws
+        self.outlier_weight = outlier_weight
         self.standardize = standardize
         self.low = low
         self.high = high
@@ -128,22 +132,27 @@ class CertifiedDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc] # sc
         seed = int(random.randint(2**31 - 1))
         held_out = len(rows) if self.vae is not None else calibration_count(len(rows), self.calibration, self.alpha)
         calibration, training = rows[order[:held_out]], rows[order[held_out:]]
-        if self.vae is None:
-            self._train(training, seed)
-        else:
+        if self.vae is not None:
             self.vae_, self.config_, self.eps_ = self.vae.in_float64(), None, None
-        generator = torch.Generator().manual_seed(seed)
-        shape = (max(1, self.draws), self.vae_.latent_dim)
-        drawn = torch.randn(shape, generator=generator, dtype=torch.float64)
-        self.noise_ = drawn if self.draws else torch.zeros_like(drawn)
-        self.offset_ = threshold(self._score(calibration), self.alpha)
+        else:
+            standardized = self.standardize and self.likelihood == "gaussian"
+            scaler = Scaler.of(training, column_names(self)) if standardized else None
+            radius = feature_radii(DEFAULT_RADIUS * training.std(0) if self.eps is None else self.eps, rows.shape[1])
+            self.config_ = training_config(self.get_params(deep=False), training, seed)
+            self.vae_ = trained_on(training, radius, self.config_, scaler, *self._range)
+            self.eps_ = radius.numpy()
+        self.noise_ = fixed_noise(self.draws, self.vae_.latent_dim, seed)
+        elbo(self.vae_, calibration[:1], self.noise_[:1])  # says what does not fit in a model of the user's own
+        self.offset_ = threshold(scores(self.vae_, calibration, self.noise_), self.alpha)
         self.calibration_size_ = len(calibration)
-        self.kl_ = self._mean_kl(calibration)
+        self.normal_terms_ = score_terms(self.vae_, calibration, self.noise_).mean(0)
+        self.kl_ = mean_kl(self.vae_, calibration)
         return self
 
     def score_samples(self, X: Any) -> NDArray[np.float64]:
         """The score of each row, [rows], in nats: higher is more normal. Raises ValueError as `numeric_rows`."""
-        return self._score(self._rows(X)).numpy()
+        rows = self._rows(X)
+        return scores(self.vae_, rows, self.noise_).numpy()
 
     def decision_function(self, X: Any) -> NDArray[np.float64]:
         """The score less the threshold, [rows], in nats: negative raises an alarm."""
@@ -154,7 +163,14 @@ class CertifiedDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc] # sc
         return np.where(self.decision_function(X) < 0, -1, 1)
 
     def certify(
-        self, X: Any, perturbation: PerturbationSet | float, *, method: str | Method = "crown-ibp", sound: bool = False
+        self,
+        X: Any,
+        perturbation: PerturbationSet | float,
+        *,
+        method: str | Method = "crown-ibp",
+        sound: bool = False,
+        radius: bool = True,
+        attack: bool = True,
     ) -> pd.DataFrame:
         """Certified: at no point of the perturbation set around a row is its score outside of [lower, upper].
 
@@ -164,22 +180,45 @@ class CertifiedDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc] # sc
         Args:
             perturbation: in the user's units; a number is the radius of a `ball`.
             method, sound: as in `paperlib.elbo_bounds`.
+            radius: False leaves `certified_radius` empty (NaN), which costs about ten times as much as the bounds.
+            attack: False leaves `attacked_lower` and `attacked_upper` empty.
 
         Returns:
-            One row each, indexed as X: score, lower, upper in nats, verdict.
+            One row each, indexed as X: score, lower, upper in nats; verdict; certified_radius, the largest size of the
+            set, scaled, at which the row's own verdict is certified (to 0.4 %, rounded down); attacked_lower and
+            attacked_upper, the lowest and highest score that projected gradient descent reaches in the set.
+
+        Raises:
+            ValueError: as `numeric_rows`, and for a perturbation that does not fit the rows.
+            NotImplementedError: a set that cannot be scaled, such as a patch: use radius=False.
+            SandwichViolationError: the score or an attack is outside of [lower, upper] by more than rounding.
         """
         rows = self._rows(X)
         chosen = perturbation if isinstance(perturbation, PerturbationSet) else self.ball(perturbation)
-        frame = certified_rows(self.vae_, rows, chosen, self.noise_, self.offset_, method, sound)
+        how = Certification(self.vae_, self.noise_, self.offset_, method, sound, radius, attack)
+        frame = how.rows(rows, chosen)
         return frame.set_index(X.index) if isinstance(X, pd.DataFrame) else frame
 
-    def ball(self, eps: Radii) -> LinfBall:
-        """All rows within this radius, in the user's units and in the data range.
+    def explain(self, row: Any) -> pd.Series:
+        """By how much each feature lowers the score of a row, in nats: its term of the log-likelihood, exact, less the
+        mean of that term over the calibration rows, with the sign turned; and the same of -KL, under "KL".
+
+        Together they are the mean score of the calibration rows less the score of this one.
 
         Args:
-            eps: one number, or one a feature (0: nobody can change it).
+            row: a table of one row.
 
-        Raises ValueError as `feature_radii`.
+        Raises ValueError as `numeric_rows`, and for another number of rows.
+        """
+        rows = self._rows(row)
+        if len(rows) != 1:
+            raise ValueError(f"one row is explained at a time, got {len(rows)}: pass X[:1], or X.iloc[[0]]")
+        falls = self.normal_terms_ - score_terms(self.vae_, rows, self.noise_)[0]
+        return pd.Series(falls.numpy(), index=[*column_names(self), "KL"], name="fall")
+
+    def ball(self, eps: Radii) -> LinfBall:
+        """All rows within this radius, in the user's units and in the data range: one number, or one a feature, where 0
+        freezes it. Raises ValueError as `feature_radii`.
         """
         check_is_fitted(self)
         return LinfBall(feature_radii(eps, self.n_features_in_), *self._range)
@@ -207,40 +246,6 @@ class CertifiedDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc] # sc
     @property
     def _range(self) -> tuple[float, float]:
         """The data range, as far as the likelihood explains it."""
-        if self.vae is not None:
-            low, high = self.vae.likelihood.support
-        else:
-            low, high = Bernoulli.support if self.likelihood == "bernoulli" else Gaussian.support
+        likelihood = Bernoulli if self.likelihood == "bernoulli" else Gaussian
+        low, high = (likelihood if self.vae is None else self.vae.likelihood).support
         return max(self.low, low), min(self.high, high)
-
-    def _train(self, rows: Tensor, seed: int) -> None:
-        """Sets `vae_`, `config_` and `eps_`."""
-        scaler = Scaler.of(rows, column_names(self)) if self.standardize and self.likelihood == "gaussian" else None
-        radius = feature_radii(DEFAULT_RADIUS * rows.std(0) if self.eps is None else self.eps, rows.shape[1])
-        self.config_ = TrainConfig(
-            dataset="own rows",
-            data_shape=(rows.shape[1],),
-            hidden=tuple(self.hidden),
-            latent_dim=self.latent_dim,
-            likelihood=self.likelihood,
-            scale=self.scale,
-            eps=1.0,
-            kappa=self.kappa,
-            bound="crown-ibp",
-            steps=self.steps,
-            batch_size=min(self.batch_size, len(rows) - max(1, len(rows) // 10)),
-            lr=self.lr,
-            seed=seed,
-        )
-        self.vae_ = trained_on(rows, radius, self.config_, scaler, *self._range)
-        self.eps_ = radius.numpy()
-
-    @torch.no_grad()
-    def _score(self, rows: Tensor) -> Tensor:
-        return torch.cat([score(self.vae_, part, self.noise_) for part in rows.split(ROWS)])
-
-    @torch.no_grad()
-    def _mean_kl(self, rows: Tensor) -> float:
-        noise = torch.zeros(1, self.vae_.latent_dim, dtype=torch.float64)
-        parts = (elbo_terms(self.vae_, part, noise.expand(len(part), -1), part)[1] for part in rows.split(ROWS))
-        return torch.cat([*parts]).mean().item()

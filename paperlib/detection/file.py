@@ -22,7 +22,7 @@ Detector = TypeVar("Detector", bound=Any)
 def save(path: str | Path, detector: Any) -> None:
     """Write a fitted detector; whole or not at all, and the same detector gives the same bytes."""
     tensors = {WEIGHTS + name: tensor for name, tensor in detector.vae_.state_dict().items()}
-    tensors["noise"] = detector.noise_
+    tensors |= {"noise": detector.noise_, "normal_terms": detector.normal_terms_}
     parameters = {name: value for name, value in detector.get_params(deep=False).items() if name != "vae"}
     header = {
         "format": FORMAT,
@@ -53,7 +53,7 @@ def load(kind: type[Detector], path: str | Path, vae: VAE | None) -> Detector:
         detector.kl_, detector.n_features_in_ = float(header["kl"]), int(header["features"])
         if header["names"] is not None:
             detector.feature_names_in_ = np.array(header["names"], dtype=object)
-        detector.noise_ = tensors.pop("noise")
+        detector.noise_, detector.normal_terms_ = tensors.pop("noise"), tensors.pop("normal_terms")
         weights = {name.removeprefix(WEIGHTS): tensor for name, tensor in tensors.items()}
         detector.vae_ = _model(detector.config_, weights, vae)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:

@@ -1,7 +1,7 @@
 """Standard units inside, the user's units outside: what a detector does to features of different size."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -86,6 +86,25 @@ def feature_radii(eps: Radii, features: int) -> Tensor:
     if not (radius.isfinite() & (radius >= 0)).all():
         raise ValueError(f"eps must be finite and not negative, got {eps!r}")
     return radius.expand(features).clone()
+
+
+def training_config(parameters: Mapping[str, Any], rows: Tensor, seed: int) -> TrainConfig:
+    """The run of a detector with these parameters on rows [count, features]; its `eps` is a factor of radii.
+
+    Raises ValueError for the first parameter out of range.
+    """
+    shared = ("hidden", "latent_dim", "likelihood", "scale", "kappa", "steps", "lr")
+    weight = float(parameters["outlier_weight"])
+    return TrainConfig(
+        dataset="own rows",
+        data_shape=(rows.shape[1],),
+        eps=1.0,
+        bound="crown-ibp",
+        batch_size=min(parameters["batch_size"], len(rows) - max(1, len(rows) // 10)),  # `train` holds out a tenth
+        seed=seed,
+        objective=f"detector outlier_weight={weight}" if weight else "provae",
+        **{name: parameters[name] for name in shared},
+    )
 
 
 def trained_on(

@@ -10,9 +10,24 @@ from paperlib.bounds.box import Interval
 from paperlib.bounds.rounding import gamma, magnitude, unit_roundoff
 from paperlib.certificates.api import elbo_bounds
 from paperlib.certificates.method import Method
+from paperlib.models import gaussian
 from paperlib.models.elbo import unchecked_elbo
 from paperlib.models.vae import VAE
 from paperlib.threats.perturbation import PerturbationSet
+
+ROWS = 1_000  # that are scored at a time
+
+
+def fixed_noise(draws: int, latent_dim: int, seed: int) -> Tensor:
+    """The noise of a score, [draws, latent_dim], float64, decided by the seed; for no draws one row of zeros.
+
+    Raises ValueError for a negative number of draws.
+    """
+    if draws < 0:
+        raise ValueError(f"draws must not be negative, got {draws}")
+    if draws == 0:
+        return torch.zeros(1, latent_dim, dtype=torch.float64)
+    return torch.randn(draws, latent_dim, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def score(vae: VAE, x: Tensor, noise: Tensor) -> Tensor:
@@ -22,6 +37,30 @@ def score(vae: VAE, x: Tensor, noise: Tensor) -> Tensor:
     """
     values = [unchecked_elbo(vae, x, draw.expand(len(x), -1), x) for draw in noise]
     return torch.stack(values).mean(0)
+
+
+@torch.no_grad()
+def scores(vae: VAE, rows: Tensor, noise: Tensor) -> Tensor:
+    """The score of many rows [count, *data_shape], [count], some at a time, so that memory does not grow with them."""
+    return torch.cat([score(vae, part, noise) for part in rows.split(ROWS)])
+
+
+@torch.no_grad()
+def score_terms(vae: VAE, x: Tensor, noise: Tensor) -> Tensor:
+    """The summands of the score, [batch, features + 1], nats: the log-likelihood of each feature, and minus the KL.
+
+    Raises NotImplementedError for a likelihood without `terms`.
+    """
+    mean, log_var = vae.encode(x)
+    latents = (gaussian.reparametrize(mean, log_var, draw) for draw in noise)
+    terms = torch.stack([vae.likelihood.terms(vae.decoder(latent), x).flatten(1) for latent in latents]).mean(0)
+    return torch.cat([terms, -gaussian.kl(mean, log_var).unsqueeze(1)], 1)
+
+
+@torch.no_grad()
+def mean_kl(vae: VAE, rows: Tensor) -> float:
+    """The mean over rows [count, *data_shape] of the KL of the posterior from the prior, in nats."""
+    return torch.cat([gaussian.kl(*vae.encode(part)) for part in rows.split(ROWS)]).mean().item()
 
 
 def score_bounds(

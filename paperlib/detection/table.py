@@ -51,6 +51,8 @@ def _first_text(X: Any) -> tuple[Any, int, Any] | None:
         return None
     for name in table.columns:
         for row, value in enumerate(table[name]):
+            if isinstance(value, complex):
+                continue  # validate_data says what is wrong with it
             try:
                 float(value)
             except (TypeError, ValueError):

@@ -1,4 +1,6 @@
-"""The rows of a certified detector: score, certified bounds and verdict of each."""
+"""The rows of a certified detector: score, certified and attacked bounds, verdict and its radius; and their summary."""
+
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -8,60 +10,92 @@ from torch import Tensor
 from paperlib.bounds.box import Interval
 from paperlib.certificates.evaluation import ALLOWANCE, SandwichViolationError, chunk_size
 from paperlib.certificates.method import Method
+from paperlib.detection.radius import certified_radius
+from paperlib.detection.ranking import auc, guaranteed_auc, two_sided_guaranteed_auc
 from paperlib.detection.score import score, score_bounds
 from paperlib.models.vae import VAE
 from paperlib.runtime.progress import Progress
 from paperlib.threats.perturbation import PerturbationSet
+from paperlib.threats.search import lowest
 
 MEMORY = 1.0  # GiB for intermediate results
+ATTACK_STEPS = 40  # of projected gradient descent, in each direction
 
 
-@torch.no_grad()
-def certified_rows(
-    vae: VAE,
-    x: Tensor,
-    perturbation: PerturbationSet,
-    noise: Tensor,
-    threshold: float,
-    method: str | Method,
-    sound: bool,
-) -> pd.DataFrame:
-    """See `CertifiedDetector.certify`. Rows pass through in chunks, so that memory does not grow with their number.
+@dataclass(frozen=True)
+class Certification:
+    """How rows are certified: the fields are the arguments of `CertifiedDetector.certify`, and those of its model.
 
     Args:
-        x: [rows, features], float64.
         noise: of the score, [draws, latent_dim].
+        threshold: a score below it raises an alarm.
     """
-    perturbation.check(x)
-    size = chunk_size(vae, x[:1], noise[:1], method, MEMORY)
-    frames = []
-    with Progress(f"certify {perturbation.label}", len(x)) as progress:
-        for start in range(0, len(x), size):
-            rows = slice(start, start + size)
-            frames.append(_chunk(vae, x[rows], perturbation.rows(rows, x), noise, threshold, method, sound))
-            progress.step(len(frames[-1]))
-    return pd.concat(frames, ignore_index=True)
 
+    vae: VAE
+    noise: Tensor
+    threshold: float
+    method: str | Method
+    sound: bool
+    radius: bool
+    attack: bool
 
-def _chunk(
-    vae: VAE,
-    x: Tensor,
-    perturbation: PerturbationSet,
-    noise: Tensor,
-    threshold: float,
-    method: str | Method,
-    sound: bool,
-) -> pd.DataFrame:
-    value = score(vae, x, noise)
-    bounds = around(value, score_bounds(vae, x, perturbation, noise, method, sound))
-    columns = {"score": value, "lower": bounds.lower, "upper": bounds.upper}
-    frame = pd.DataFrame({name: column.numpy() for name, column in columns.items()})
-    alarm, calm = bounds.upper < threshold, bounds.lower >= threshold
-    return frame.assign(verdict=np.select([alarm.numpy(), calm.numpy()], ["alarm", "calm"], "undecided"))
+    @torch.no_grad()
+    def rows(self, x: Tensor, perturbation: PerturbationSet) -> pd.DataFrame:
+        """One row for each of x [count, features], in chunks, so that memory does not grow but by the table.
+
+        Raises SandwichViolationError unless  lower <= attacked_lower <= score <= attacked_upper <= upper.
+        """
+        perturbation.check(x)
+        if self.radius:
+            perturbation.scaled(1.0)  # before any work, as some sets cannot be
+        size = chunk_size(self.vae, x[:1], self.noise[:1], self.method, MEMORY)
+        frames = []
+        with Progress(f"certify {perturbation.label}", len(x)) as progress:
+            for start in range(0, len(x), size):
+                rows = slice(start, start + size)
+                frames.append(self._chunk(x[rows], perturbation.rows(rows, x)))
+                progress.step(len(frames[-1]))
+        return pd.concat(frames, ignore_index=True)
+
+    def _chunk(self, x: Tensor, perturbation: PerturbationSet) -> pd.DataFrame:
+        value = score(self.vae, x, self.noise)
+        bounds = around(value, self._bounds(x, perturbation))
+        alarm, calm = bounds.upper < self.threshold, bounds.lower >= self.threshold
+        unknown = torch.full_like(value, torch.nan)
+        radius, attacked = unknown, Interval(unknown, unknown)
+        if self.radius:
+            raises = value < self.threshold
+
+            def certified(scaled: PerturbationSet, rows: Tensor) -> Tensor:
+                lower, upper = self._bounds(x[rows], scaled)
+                return torch.where(raises[rows], upper < self.threshold, lower >= self.threshold)
+
+            radius = certified_radius(x, perturbation, alarm | calm, certified)
+        if self.attack:
+            attacked = self._attacked(x, perturbation)
+            around(attacked.lower, bounds), around(attacked.upper, bounds)
+        columns = {"score": value, "lower": bounds.lower, "upper": bounds.upper}
+        columns |= {"certified_radius": radius, "attacked_lower": attacked.lower, "attacked_upper": attacked.upper}
+        frame = pd.DataFrame({name: column.numpy() for name, column in columns.items()})
+        frame.insert(3, "verdict", np.select([alarm.numpy(), calm.numpy()], ["alarm", "calm"], "undecided"))
+        return frame
+
+    def _bounds(self, x: Tensor, perturbation: PerturbationSet) -> Interval:
+        return score_bounds(self.vae, x, perturbation, self.noise, self.method, self.sound)
+
+    def _attacked(self, x: Tensor, perturbation: PerturbationSet) -> Interval:
+        """The lowest and the highest score that projected gradient descent meets, [batch]."""
+
+        def value(point: Tensor) -> Tensor:
+            return score(self.vae, point, self.noise)
+
+        _, least = lowest(value, x, perturbation, [x], ATTACK_STEPS)
+        _, negated = lowest(lambda point: -value(point), x, perturbation, [x], ATTACK_STEPS)
+        return Interval(least, -negated)
 
 
 def around(value: Tensor, bounds: Interval) -> Interval:
-    """The bounds, enlarged to hold the score itself, which rounding may have put outside of them.
+    """The bounds, enlarged to hold a score that is reached, which rounding may have put outside of them.
 
     Raises SandwichViolationError where more than rounding did.
     """
@@ -74,3 +108,44 @@ def around(value: Tensor, bounds: Interval) -> Interval:
             f"{bounds.upper[row]:g}] in {int((~holds).sum())} of {len(holds)} rows"
         )
     return Interval(torch.minimum(bounds.lower, value), torch.maximum(bounds.upper, value))
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Shares of rows, in [0, 1]: `alarms` by their own score; certified within the set: `certified_alarms`,
+    `certified_calm` and `undecided`, which are 1 together.
+    """
+
+    rows: int
+    alarms: float
+    certified_alarms: float
+    certified_calm: float
+    undecided: float
+
+    @classmethod
+    def of(cls, frame: pd.DataFrame, threshold: float) -> "Summary":
+        """That of the rows of `CertifiedDetector.certify`. Raises ValueError without rows."""
+        if frame.empty:
+            raise ValueError("there is no row to sum up")
+        shares = [float((frame["verdict"] == word).mean()) for word in ("alarm", "calm", "undecided")]
+        return cls(len(frame), float((frame["score"] < threshold).mean()), *shares)
+
+
+@dataclass(frozen=True)
+class Separation:
+    """How well scores tell outliers from normal rows, in [0, 1]: `auc` of clean scores; `guaranteed`, whatever is done
+    to outliers within their set; `two_sided`, whatever is done to outliers and to normal rows.
+    """
+
+    auc: float
+    guaranteed: float
+    two_sided: float
+
+    @classmethod
+    def of(cls, normal: pd.DataFrame, outliers: pd.DataFrame) -> "Separation":
+        """That of two frames of `CertifiedDetector.certify`. Raises ValueError where one has no rows."""
+        clean, lower, outlier, upper = (
+            torch.from_numpy(frame[name].to_numpy(dtype=np.float64, copy=True))
+            for frame, name in ((normal, "score"), (normal, "lower"), (outliers, "score"), (outliers, "upper"))
+        )
+        return cls(auc(clean, outlier), guaranteed_auc(clean, upper), two_sided_guaranteed_auc(lower, upper))

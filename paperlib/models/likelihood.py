@@ -27,6 +27,13 @@ class Likelihood(nn.Module, ABC):
     def mean(self, output: Tensor) -> Tensor:
         """The expected data under the likelihood, [batch, *data_shape]: what a reconstruction shows."""
 
+    def terms(self, output: Tensor, target: Tensor) -> Tensor:
+        """The summands of `log_prob`, [batch, *data_shape], in nats: which elements of an example are unlikely.
+
+        Only explanations need them; raises NotImplementedError where a likelihood does not tell them apart.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no terms, which explanations need")
+
 
 def sum_per_example(terms: Tensor) -> Tensor:
     """The sum over all but the batch dimension: [batch, *shape] -> [batch]."""
@@ -43,10 +50,18 @@ class Bernoulli(Likelihood):
     support = (0.0, 1.0)
 
     def log_prob(self, output: Tensor, target: Tensor) -> Tensor:
-        return sum_per_example(target * output - softplus(output))
+        return sum_per_example(bernoulli_log_density(output, target))
+
+    def terms(self, output: Tensor, target: Tensor) -> Tensor:
+        return bernoulli_log_density(output, target)
 
     def mean(self, output: Tensor) -> Tensor:
         return torch.sigmoid(output)
+
+
+def bernoulli_log_density(logit: Tensor, target: Tensor) -> Tensor:
+    """target * logit - softplus(logit)  of each element."""
+    return target * logit - softplus(logit)
 
 
 class _Softplus(torch.autograd.Function):
@@ -100,6 +115,9 @@ class Gaussian(Likelihood):
 
     def log_prob(self, output: Tensor, target: Tensor) -> Tensor:
         return sum_per_example(normal_log_density((target - output).abs(), self.log_scale))
+
+    def terms(self, output: Tensor, target: Tensor) -> Tensor:
+        return normal_log_density((target - output).abs(), self.log_scale)
 
     def mean(self, output: Tensor) -> Tensor:
         return output

@@ -5,4 +5,4 @@ weight_decay=0.1)`.
 """
 
 # These modules register objectives with the words that stand for them.
-from paperlib.rivals import adversarial, civet, noise, smooth_encoder  # noqa: F401
+from paperlib.rivals import adversarial, civet, noise, outliers, smooth_encoder  # noqa: F401
