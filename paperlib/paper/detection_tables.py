@@ -1,5 +1,8 @@
 """Rows of notebook 8 to tables, in per cent; what is certified is rounded down."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import pandas as pd
 
 from paperlib.runtime.numbers import rounded_down
@@ -21,16 +24,19 @@ def proven(share: float) -> str:
 
 
 def verdicts(rows: pd.DataFrame, *names: str) -> pd.DataFrame:
-    """Rows of `detection_rows` or `measurement_rows`: detection and calm clean, attacked / certified, by these columns."""
+    """Rows of `detection_rows` or `measurement_rows` under these columns: detection and calm, each clean, attacked and
+    certified.
+    """
     table = []
     for row in rows.to_dict("records"):
         line = {name: f"{row[name]:g}" if isinstance(row[name], float) else row[name] for name in names}
         line["KL"] = f"{row['kl']:.1f}"
-        for kind in ("detection", "calm"):
-            line[f"{kind}, clean"] = nearest(row[kind])
-            line["attacked / certified" + " " * (kind == "calm")] = (
-                f"{nearest(row[f'attacked_{kind}'])} / {proven(row[f'certified_{kind}'])}"
-            )
+        line |= {
+            "detection": nearest(row["detection"]),
+            "attacked / certified": _pair(row, "detection"),
+            "calm": nearest(row["calm"]),
+            "attacked / certified ": _pair(row, "calm"),
+        }
         table.append(line)
     return pd.DataFrame(table)
 
@@ -59,3 +65,23 @@ def odd_images(rows: pd.DataFrame, eps: float) -> pd.DataFrame:
     if eps == GOOD_EPS and "fashion-mnist" in set(at["outliers"]):
         table += [{"model": f"GOOD ({place})", "fashion-mnist": f"{value:.1f}"} for place, value in enumerate(GOOD, 1)]
     return pd.DataFrame(table).fillna("")
+
+
+def rivals(rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows of `rival_rows`: detection and calm, each clean, attacked / certified, and what is promised."""
+    return pd.DataFrame(
+        {
+            "detector": row["detector"],
+            "change": f"{'each sample' if row['threat'] == 'linf' else 'length'} {row['eps']:g}",
+            "detection": nearest(row["detection"]),
+            "attacked / certified": _pair(row, "detection"),
+            "calm": nearest(row["calm"]),
+            "attacked / certified ": _pair(row, "calm"),
+            "promise": row["promise"],
+        }
+        for row in rows.to_dict("records")
+    )
+
+
+def _pair(row: Mapping[Any, Any], kind: str) -> str:
+    return f"{nearest(row[f'attacked_{kind}'])} / {proven(row[f'certified_{kind}']) or 'none'}"

@@ -4,6 +4,7 @@ Recipe and radii were chosen on training beats and on outliers made of them; abn
 """
 
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -19,10 +20,11 @@ from paperlib.detection.score import score
 from paperlib.runtime.parallel import in_parallel, training_jobs
 from paperlib.threats.suite import run_suite
 
-EPS = 0.1  # standard deviations of a beat, as the archive has them
+EPS = 0.1  # standard deviations of a beat, as the archive has them: of pictures and of the verdicts in `radius_rows`
 RADII = {"paper": (0.01, 0.025, 0.05, 0.075, 0.1, 0.15), "smoke": (0.05, 0.1)}
-SHARED: dict[str, Any] = {"eps": EPS, "scale": 0.5, "standardize": False}
-RECIPES: dict[str, dict[str, Any]] = {"VAE": {"kappa": 1.0}, "proVAE": {"kappa": 0.5}}  # CertifiedDetector's arguments
+# arguments of CertifiedDetector: training at a larger radius than EPS leaves more beats calm, and detects as many
+SHARED: dict[str, Any] = {"eps": 0.15, "scale": 0.5, "hidden": [128], "standardize": False}
+RECIPES: dict[str, dict[str, Any]] = {"VAE": {"kappa": 1.0}, "proVAE": {"kappa": 0.5}}
 STEPS = {"paper": 2_500, "smoke": 40}
 BEATS = {"paper": None, "smoke": 60}  # of the normal test beats, and of the abnormal ones; None: all
 ATTACK_STEPS = {"paper": 40, "smoke": 3}
@@ -45,19 +47,34 @@ def heartbeats_config(profile: str) -> dict[str, Any]:
     }
 
 
-def detectors(profile: str) -> dict[str, CertifiedDetector]:
+@dataclass(frozen=True)
+class Study:
+    """A fitted detector, and its rows, see `detection_rows` and `radius_rows`."""
+
+    detector: CertifiedDetector
+    detection: pd.DataFrame
+    radii: pd.DataFrame
+
+
+@cache
+def studies(profile: str) -> dict[str, Study]:
     """One for each recipe, fitted to the training beats at 5 % false alarms."""
     works = [(name, profile) for name in RECIPES]
-    return dict(zip(RECIPES, in_parallel(_fitted, works, jobs=training_jobs(), name="detectors"), strict=True))
+    return dict(zip(RECIPES, in_parallel(_study, works, jobs=training_jobs(), name="detectors"), strict=True))
 
 
-def _fitted(work: tuple[str, str]) -> CertifiedDetector:
+def _study(work: tuple[str, str]) -> Study:
     name, profile = work
     recipe = SHARED | RECIPES[name] | {"steps": STEPS[profile]}
-    return CertifiedDetector(**recipe).fit(load_dataset("ecg5000").x.double().numpy())
+    detector = CertifiedDetector(**recipe).fit(load_dataset("ecg5000").x.double().numpy())
+    detection = pd.DataFrame(_at_radius(detector, eps, profile) for eps in RADII[profile])
+    radii = pd.concat([_radii(detector, abnormal, profile) for abnormal in (False, True)], ignore_index=True)
+    for frame in (detection, radii):
+        frame.insert(0, "model", name)
+    return Study(detector, detection, radii)
 
 
-def test_beats(profile: str) -> tuple[Tensor, Tensor]:
+def tested_beats(profile: str) -> tuple[Tensor, Tensor]:
     """Normal and abnormal beats of the test set, [count, 140] each, in float64."""
     test, count = load_dataset("ecg5000", "test"), BEATS[profile]
     assert test.y is not None
@@ -84,7 +101,7 @@ def attacked(detector: CertifiedDetector, x: Tensor, eps: float, steps: int) -> 
     return Extremes(clean, down.elbo, up.elbo, down.evaluated + up.evaluated)
 
 
-def detection_rows(fitted: dict[str, CertifiedDetector], profile: str) -> pd.DataFrame:
+def detection_rows(profile: str) -> pd.DataFrame:
     """A row for each detector and radius, shares of the test beats in [0, 1].
 
     Of abnormal beats: detection (clean), attacked_detection, certified_detection. Of normal ones, without an alarm:
@@ -92,15 +109,13 @@ def detection_rows(fitted: dict[str, CertifiedDetector], profile: str) -> pd.Dat
     beats at their lower bounds, too). normal, abnormal: numbers of beats. met: inputs that the attacks evaluated;
     broken: beats whose certified verdict one of them changed. kl: mean of the calibration rows, nats.
     """
-    works = [(name, detector, eps, profile) for name, detector in fitted.items() for eps in RADII[profile]]
-    return pd.DataFrame(in_parallel(_at_radius, works, name="radii"))
+    return pd.concat([study.detection for study in studies(profile).values()], ignore_index=True)
 
 
-def _at_radius(work: tuple[str, CertifiedDetector, float, str]) -> dict[str, Any]:
-    name, detector, eps, profile = work
+def _at_radius(detector: CertifiedDetector, eps: float, profile: str) -> dict[str, Any]:
     threshold, steps = detector.offset_, ATTACK_STEPS[profile]
     frames, reached = [], []
-    for beats in test_beats(profile):
+    for beats in tested_beats(profile):
         frames.append(detector.certify(beats.numpy(), eps, method=METHOD, radius=False, attack=False))
         reached.append(attacked(detector, beats, eps, steps))
     (calm, alarm), (normal, abnormal) = frames, reached
@@ -113,7 +128,6 @@ def _at_radius(work: tuple[str, CertifiedDetector, float, str]) -> dict[str, Any
         raised = (frame["verdict"] == "calm").to_numpy() & (ends.lowest < threshold).numpy()
         broken += int((silenced | raised).sum())
     return {
-        "model": name,
         "eps": eps,
         "detection": (abnormal.score < threshold).double().mean().item(),
         "attacked_detection": (abnormal.highest < threshold).double().mean().item(),
@@ -132,27 +146,27 @@ def _at_radius(work: tuple[str, CertifiedDetector, float, str]) -> dict[str, Any
     }
 
 
-def radius_rows(fitted: dict[str, CertifiedDetector], profile: str) -> pd.DataFrame:
+def radius_rows(profile: str) -> pd.DataFrame:
     """A row for each detector and test beat: model, abnormal, score less threshold (nats), verdict at EPS, and the
     largest radius at which the beat's own verdict is certified.
     """
-    works = [(name, detector, part, profile) for name, detector in fitted.items() for part in (0, 1)]
-    return pd.concat(in_parallel(_radii, works, name="radii"), ignore_index=True)
+    return pd.concat([study.radii for study in studies(profile).values()], ignore_index=True)
 
 
-def _radii(work: tuple[str, CertifiedDetector, int, str]) -> pd.DataFrame:
-    name, detector, part, profile = work
-    frame = detector.certify(test_beats(profile)[part].numpy(), EPS, attack=False)
-    columns = {"score": frame["score"] - detector.offset_, "verdict": frame["verdict"]}
-    return pd.DataFrame({"model": name, "abnormal": bool(part), **columns, "radius": frame["certified_radius"]})
+def _radii(detector: CertifiedDetector, abnormal: bool, profile: str) -> pd.DataFrame:
+    frame = detector.certify(tested_beats(profile)[abnormal].numpy(), EPS, attack=False)
+    score = frame["score"] - detector.offset_
+    columns = {"score": score, "verdict": frame["verdict"], "radius": frame["certified_radius"]}
+    return pd.DataFrame({"abnormal": abnormal, **columns})
 
 
-def pictures(fitted: dict[str, CertifiedDetector], profile: str) -> dict[str, Tensor]:
+def pictures(profile: str) -> dict[str, Tensor]:
     """The first abnormal test beat whose alarm by the plain VAE an attack within EPS silences, while the proVAE's alarm
     is certified (the first of all where there is none): beat, attacked [140]; by model its reconstructions, [2, 140],
     of both, and its scores less the threshold: clean, attacked up, certified lower and upper, [4].
     """
-    abnormal, steps = test_beats(profile)[1], ATTACK_STEPS[profile]
+    fitted = {name: study.detector for name, study in studies(profile).items()}
+    abnormal, steps = tested_beats(profile)[1], ATTACK_STEPS[profile]
     silenced = attacked(fitted["VAE"], abnormal, EPS, steps).highest >= fitted["VAE"].offset_
     alarm = fitted["VAE"].predict(abnormal.numpy()) < 0
     kept = fitted["proVAE"].certify(abnormal.numpy(), EPS, method=METHOD, radius=False, attack=False)["verdict"]

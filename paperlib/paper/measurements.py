@@ -4,7 +4,7 @@ The error is a share of each feature's spread over the training rows. Features t
 one are frozen: nobody measures them.
 """
 
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -38,9 +38,9 @@ def measurements_config(profile: str) -> dict[str, Any]:
     }
 
 
-def table(split: str) -> tuple[pd.DataFrame, NDArray[np.bool_]]:
+def table(split: Literal["train", "test"]) -> tuple[pd.DataFrame, NDArray[np.bool_]]:
     """The rows of a split under their names, and which of them are abnormal."""
-    data = load_dataset("wdbc", "train" if split == "train" else "test")
+    data = load_dataset("wdbc", split)
     assert data.y is not None
     return pd.DataFrame(data.x.double().numpy(), columns=list(wdbc_features())), (data.y > 0).numpy()
 

@@ -27,7 +27,11 @@ from paperlib.training.loop import train
 RADII = (0.1, 0.3)
 MEANS = "pixel means"  # the constant decoder
 SHARED: dict[str, Any] = {"hidden": (64,), "latent_dim": 4, "bound": "crown-ibp", "eps": 0.3}
-RECIPES: dict[str, dict[str, Any]] = {"VAE": {"kappa": 1.0}, "proVAE": {"kappa": 0.5}, "detector": {"kappa": 0.5, "objective": "detector outlier_weight=1.0"}}
+RECIPES: dict[str, dict[str, Any]] = {
+    "VAE": {"kappa": 1.0},
+    "proVAE": {"kappa": 0.5},
+    "detector": {"kappa": 0.5, "objective": "detector outlier_weight=1.0"},
+}
 STEPS = {"paper": 6_000, "smoke": 30}
 HELD_OUT = 1_000  # training digits that no model is trained on: for the threshold
 IMAGES = {"paper": 10_000, "smoke": 50}  # of each set, the first
