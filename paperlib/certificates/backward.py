@@ -9,6 +9,7 @@ over the box has a closed form. So pixels and latents are bounded together, not 
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Self
@@ -36,10 +37,11 @@ from paperlib.certificates.backward_rounding import (
     ACCUMULATION_ERROR,
     MOST_SUMMANDS,
     PosteriorRounding,
+    cancellation,
     joint_size,
     layer_size,
 )
-from paperlib.certificates.float_sound import value_rounding
+from paperlib.certificates.float_sound import SoundBounds, value_rounding
 from paperlib.certificates.intervals import IntervalBounds
 from paperlib.certificates.likelihood_bounds import bounds_of
 from paperlib.certificates.perturbed_target import TargetTerm
@@ -59,12 +61,19 @@ class RelaxedLayer:
     error: Tensor | None  # what rounding takes from a bound for each unit of a coefficient, [batch, *out_shape]
 
     @classmethod
-    def of(cls, place: str, layer: nn.Module, box: Interval, deployed: torch.dtype | None) -> Self:
-        """The layer relaxed over its box; with `deployed`, as it is evaluated in that precision."""
+    def of(
+        cls, place: str, layer: nn.Module, box: Interval, deployed: torch.dtype | None, rounding: Tensor | None = None
+    ) -> Self:
+        """The layer relaxed over its box; with `deployed`, as it is evaluated in that precision.
+
+        Args:
+            rounding: that of the layer over this box, where it was computed before.
+        """
         relaxation = apply_rule(relaxation_rule, place, layer, box)
         if deployed is None:
             return cls(place, layer, box, relaxation, None, None)
-        rounding = apply_rule(rounding_rule, place, layer, box).bound(deployed)
+        if rounding is None:
+            rounding = apply_rule(rounding_rule, place, layer, box).bound(deployed)
         error = rounding + ACCUMULATION_ERROR * layer_size(layer, box, relaxation)
         return cls(place, layer, box, relaxation, rounding, error)
 
@@ -83,21 +92,23 @@ class RelaxedVAE:
     rounding: PosteriorRounding | None  # None: real arithmetic
 
     @classmethod
-    def of(cls, vae: VAE, bounds: IntervalBounds, noise: Tensor, deployed: torch.dtype | None = None) -> Self:
-        """Relaxations over the boxes of interval propagation (CROWN-IBP); with `deployed`, of the network as it is
-        evaluated in that precision.
+    def of(cls, vae: VAE, bounds: IntervalBounds, noise: Tensor, sound: SoundBounds | None = None) -> Self:
+        """Relaxations over the boxes of interval propagation (CROWN-IBP); with `sound`, whose bounds these are then, of
+        the network as it is deployed.
 
         Raises ValueError for a deployed network of more units than the error of sums allows for.
         """
         boxes = [*bounds.encoder, *bounds.decoder]
         units = sum(math.prod(box.lower.shape[1:]) for box in boxes)
+        deployed = None if sound is None else sound.deployed
         if deployed is not None and units > MOST_SUMMANDS:
             raise ValueError(
                 f'sound linear bounds are for at most {MOST_SUMMANDS} units, this network has {units}: use method="ibp"'
             )
         scale = posterior_bounds.scale_relaxation(bounds.log_var)
-        encoder = _relax(vae.encoder, "encoder", bounds.encoder, deployed)
-        decoder = _relax(vae.decoder, "decoder", bounds.decoder, deployed)
+        roundings = ((), ()) if sound is None else (sound.encoder_rounding, sound.decoder_rounding)
+        encoder = _relax(vae.encoder, "encoder", bounds.encoder, deployed, roundings[0])
+        decoder = _relax(vae.decoder, "decoder", bounds.decoder, deployed, roundings[1])
         rounding = None if deployed is None else PosteriorRounding.of(bounds, noise, scale, deployed)
         return cls(vae, bounds, noise, encoder, decoder, scale, deployed, rounding)
 
@@ -111,12 +122,13 @@ class RelaxedVAE:
 
 
 def _relax(
-    module: nn.Module, name: str, boxes: list[Interval], deployed: torch.dtype | None
+    module: nn.Module, name: str, boxes: list[Interval], deployed: torch.dtype | None, roundings: Sequence[Tensor]
 ) -> tuple[RelaxedLayer, ...]:
     layers = list(named_layers(module, name))
+    made: Sequence[Tensor | None] = roundings or [None] * len(layers)
     return tuple(
-        RelaxedLayer.of(place, layer, box, deployed)
-        for (place, layer), box in zip(layers, boxes[: len(layers)], strict=True)
+        RelaxedLayer.of(place, layer, box, deployed, rounding)
+        for (place, layer), box, rounding in zip(layers, boxes[: len(layers)], made, strict=True)
     )
 
 
@@ -205,6 +217,9 @@ class PosteriorFunction:
             constant = constant - latent_rounding - relaxed.rounding.kl
             input_size = x_coefficients.abs() * magnitude(bounds.input)
             constant = constant - ACCUMULATION_ERROR * sum_per_example(joint_size(self.fit, bounds) + input_size)
+        else:
+            lost = cancellation(x_coefficients, bounds.input), cancellation(target_coefficients, bounds.target)
+            constant = constant - lost[0] - lost[1]
         if (term := terms.target) is not None:
             if relaxed.rounding is not None:
                 size = sum_per_example(term.coefficients.abs() * magnitude(bounds.input)) + term.error

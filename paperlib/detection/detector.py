@@ -133,15 +133,16 @@ class CertifiedDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc] # sc
         held_out = len(rows) if self.vae is not None else calibration_count(len(rows), self.calibration, self.alpha)
         calibration, training = rows[order[:held_out]], rows[order[held_out:]]
         if self.vae is not None:
+            self.noise_ = fixed_noise(self.draws, self.vae.latent_dim, seed)
             self.vae_, self.config_, self.eps_ = self.vae.in_float64(), None, None
         else:
+            self.config_ = training_config(self.get_params(deep=False), training, seed)
+            self.noise_ = fixed_noise(self.draws, self.config_.latent_dim, seed)
             standardized = self.standardize and self.likelihood == "gaussian"
             scaler = Scaler.of(training, column_names(self)) if standardized else None
             radius = feature_radii(DEFAULT_RADIUS * training.std(0) if self.eps is None else self.eps, rows.shape[1])
-            self.config_ = training_config(self.get_params(deep=False), training, seed)
             self.vae_ = trained_on(training, radius, self.config_, scaler, *self._range)
             self.eps_ = radius.numpy()
-        self.noise_ = fixed_noise(self.draws, self.vae_.latent_dim, seed)
         elbo(self.vae_, calibration[:1], self.noise_[:1])  # says what does not fit in a model of the user's own
         self.offset_ = threshold(scores(self.vae_, calibration, self.noise_), self.alpha)
         self.calibration_rows_, self.calibration_size_ = order[:held_out].numpy(), len(calibration)
@@ -224,16 +225,13 @@ class CertifiedDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc] # sc
         return LinfBall(feature_radii(eps, self.n_features_in_), *self._range)
 
     def save(self, path: str | Path) -> None:
-        """Write the detector to one safetensors file; whole or not at all. See `load`."""
+        """Write the detector to one safetensors file; whole or not at all."""
         check_is_fitted(self)
         file.save(path, self)
 
     @classmethod
     def load(cls, path: str | Path, vae: VAE | None = None) -> Self:
-        """The detector stored at `path`.
-
-        Args:
-            vae: for a detector around a model of the user's own: such a model, to be filled; it is not changed.
+        """The detector stored at `path`; where it is around a model of the user's own, `vae` is one of the same layers.
 
         Raises FileNotFoundError, and DamagedFileError for a file that is no detector's.
         """
