@@ -384,7 +384,7 @@ print(*slow & set(sys.modules))
 """
 
 
-def test_the_library_does_not_import_its_commands_nor_these_what_is_slow_to_import() -> None:
+def test_the_library_does_not_import_its_commands_nor_they_what_is_slow_to_import() -> None:
     with started("-c", IMPORTS) as importing:
         output, error = importing.communicate(timeout=300)
     assert (output.strip(), error) == ("", "")

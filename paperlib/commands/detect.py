@@ -96,7 +96,7 @@ class Fit(Command):
         say(f"held out    {held_out:,} rows, for the threshold; KL {detector.kl_:.1f} nats in their mean")
         say(f"threshold   {detector.offset_:.4g} nats: a row with a lower score raises an alarm")
         say(
-            f"guarantee   a new normal row raises a false alarm with a probability of at most {self.alpha:.1%},\n"
+            f"guarantee   a new normal row raises a false alarm with a probability of at most {self.alpha:g},\n"
             "            if it is exchangeable with the rows held out"
         )
         some = frame.iloc[detector.calibration_rows_[:SHOWN]]

@@ -20,7 +20,7 @@ def verdict_lines(verdicts: pd.DataFrame, threshold: float, calibration_size: in
     score, verdict = (verdicts[name].to_numpy() for name in ("score", "verdict"))
     alarm = score < threshold
     lines = [
-        f"threshold   {threshold:.4g} nats, set on {calibration_size:,} normal rows: false alarms at most {alpha:.1%}",
+        f"threshold   {threshold:.4g} nats, set on {calibration_size:,} normal rows for alpha {alpha:g}",
         f"alarms      {share(alarm)} by their score; {share(verdict == 'alarm')} that no perturbation can silence",
         f"calm        {share(~alarm)} by their score; {share(verdict == 'calm')} that no perturbation can raise",
         f"undecided   {share(verdict == 'undecided')}",

@@ -70,7 +70,7 @@ def test_fit_writes_the_detector_that_the_class_fits(here: Path, capsys: pytest.
     words = [
         "trained     VAE 3-8-2 for eps 0.1 to 10 by column, on 96 rows",
         f"threshold   {own.offset_:.4g} nats",
-        "probability of at most 10.0%,",
+        "probability of at most 0.1,",
         f"of 24 rows held out, {calm} (",
     ]
     assert [word for word in words if word not in "\n".join(lines)] == []
