@@ -47,14 +47,14 @@ class CertifiedDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc] # sc
         eps: radius to train for, in the user's units: one number, or one a feature; None: 0.1 spread of each feature.
         alpha: rate of false alarms that is allowed.
         hidden, latent_dim: widths of the encoder's hidden layers, which the decoder mirrors; number of latents.
-        scale: standard deviation of the Gaussian likelihood, in spreads of each feature.
+        scale: standard deviation of the Gaussian likelihood, in spreads of each feature if it is standardized.
         kappa: weight of the clean ELBO against its certified bound in training; 1 is a plain VAE.
         steps, batch_size, lr: of training; at most as many rows are in a batch as there are.
         calibration: share of the rows that is held out for the threshold.
         outlier_weight: of made-up outliers in training, whose certified upper bounds are pushed down, see
             `paperlib.rivals.outliers`; 0 trains on the rows alone.
         draws: number of fixed noise draws that the score is the mean over; 0: the posterior mean alone.
-        standardize: False leaves the features as they are. Those of a Bernoulli likelihood always are.
+        standardize: False leaves the features as they are, as a Bernoulli likelihood does in any case.
         low, high: range of the data, to which perturbations are clipped.
         likelihood: "gaussian", or "bernoulli" for values in [0, 1].
         vae: a trained model of the user's own, of rows in the user's units. Then `fit` only calibrates the threshold,

@@ -105,6 +105,7 @@ class ManifoldClassifier:
             [nearest_latents(decoder, x, self.latent_dim, weight, generator) for decoder in self.decoders]
         )
 
+    @torch.no_grad()
     def certify(self, x: Tensor, tol: float = 1e-2, generator: torch.Generator | None = None) -> pd.DataFrame:
         """Certified: no x' with  ||x' - x||_2 < radius  has another class than `label`, where radius > 0; nor one with
         ||x' - x||_2 < published.  Where both are 0, nothing is promised, not even that `label` is the class of x.
@@ -116,8 +117,9 @@ class ManifoldClassifier:
             generator: of the search for latents.
 
         Returns:
-            A row for each image: label, score (J of the label, from above), radius, published, and searched: what the
-            published formula gives with each d_c as a search meets it, which is no certificate.
+            A row for each image: label, score (J of the label, from above), radius, published; searched: what the
+            published formula gives with each d_c as a search meets it, which is no certificate; and gap: by how much
+            the least searched d_c is above its certified lower end.
 
         Raises:
             ValueError: a tol that is not positive, or images of another shape.

@@ -18,7 +18,7 @@ from paperlib.training.config import TrainConfig
 from paperlib.training.loop import train
 
 CLASSES = 10
-WEIGHT = 0.05  # of ||z||^2: about the mean squared error of a pixel
+WEIGHT = 0.05  # of ||z||^2: of the size of a pixel's mean squared error
 TOL = {"paper": 0.01, "smoke": 0.05}  # of an l2 distance
 IMAGES = {"paper": 100, "smoke": 2}  # of the test set, the first
 PART = {"paper": 50, "smoke": 2}  # of them in one process

@@ -1,5 +1,6 @@
 """The detector: verdicts that hold within their set, what it is trained on, tables as they come, and one file."""
 
+import json
 import math
 from contextlib import nullcontext
 from functools import cache
@@ -17,7 +18,7 @@ from paperlib.certificates.evaluation import SandwichViolationError
 from paperlib.detection import CertifiedDetector, verdicts
 from paperlib.detection.explain import SHOWN, falls_picture
 from paperlib.detection.verdicts import Separation, Summary
-from paperlib.runtime.files import DamagedFileError
+from paperlib.runtime.files import DamagedFileError, read_tensors
 
 EPS = [0.1, 5.0, 0.2]
 SMALL: dict[str, Any] = {"hidden": (8,), "latent_dim": 2, "steps": 20, "batch_size": 16}  # trained for a moment
@@ -301,6 +302,8 @@ def test_a_detector_on_disk_is_the_same(tmp_path: Path) -> None:
     pd.testing.assert_series_equal(loaded.explain(X[:1]), detector.explain(X[:1]), check_exact=True)
     assert loaded.get_params() == detector.get_params() and [*loaded.feature_names_in_] == [*X]
     assert torch.equal(loaded.noise_, detector.noise_) and loaded.offset_ == detector.offset_
+    header = read_tensors(tmp_path / "pump.detector")[1]
+    assert "Infinity" not in json.dumps(header) and header["parameters"]["low"] == "-inf"
     loaded.save(tmp_path / "again.detector")
     assert (tmp_path / "again.detector").read_bytes() == (tmp_path / "pump.detector").read_bytes()
 
