@@ -15,9 +15,10 @@ from paperlib.bounds.box import Interval
 from paperlib.bounds.interval import interval_rule
 from paperlib.bounds.linear import AlphaRelaxation, JointLinearFunction, LinearFunction, LinearRelaxation
 from paperlib.bounds.relaxation import Affine, Relaxation
-from paperlib.bounds.rounding import gamma, magnitude, unit_roundoff
+from paperlib.bounds.rounding import gamma, linear_size, magnitude, unit_roundoff
 from paperlib.certificates import posterior_bounds
 from paperlib.certificates.intervals import IntervalBounds
+from paperlib.models.likelihood import sum_per_example
 
 MOST_SUMMANDS = 2**20  # of a sum that the error below covers
 ACCUMULATION_ERROR = gamma(MOST_SUMMANDS, unit_roundoff(torch.float64))  # 1e-10
@@ -49,6 +50,8 @@ class PosteriorRounding:
 def layer_size(layer: nn.Module, box: Interval, relaxation: Relaxation) -> Tensor:
     """The size of what enters the substitution of a unit coefficient through one layer, [batch, *out_shape]."""
     largest = magnitude(box)
+    if isinstance(layer, nn.Linear):
+        return linear_size(layer, largest)
     if isinstance(relaxation, Affine):
         return magnitude(interval_rule(layer, Interval(-largest, largest)))  # |W| largest + |b|
     return _relaxation_size(relaxation, relaxation.select(largest))
@@ -58,6 +61,16 @@ def joint_size(function: JointLinearFunction, bounds: IntervalBounds) -> Tensor:
     """The same for a linear bound of the likelihood, [batch, *data_shape]."""
     output_size = function.output_slope.abs() * magnitude(bounds.output)
     return output_size + function.target_slope.abs() * magnitude(bounds.target) + function.offset.abs()
+
+
+def cancellation(coefficients: Tensor, box: Interval) -> Tensor:
+    """What a linear bound gives up for the rounding of inputs far from 0, [batch]; a constant for autograd.
+
+    The terms of inputs that vary little around a large value are large, and in the sum they cancel. For inputs in
+    [-1, 1] it is nothing, as they are covered by what methods give up for any sum.
+    """
+    beyond = (magnitude(box) - 1).clamp(min=0)
+    return 64 * torch.finfo(beyond.dtype).eps * sum_per_example(coefficients.abs() * beyond).detach()
 
 
 def _relaxation_size(relaxation: LinearRelaxation, largest: Tensor) -> Tensor:

@@ -12,13 +12,14 @@ both of them their own worst x', and lose that. Where both encoders begin with t
 added behind the last of these already: what is common then cancels before it is relaxed.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import torch
 from torch import Tensor
 
 from paperlib.bounds.box import Interval
+from paperlib.bounds.curves import chord_below, tangent
 from paperlib.bounds.linear import AlphaRelaxation, JointLinearFunction, initial_alpha
 from paperlib.certificates.backward import (
     ElboTerms,
@@ -33,6 +34,7 @@ from paperlib.certificates.crown import CrownIBP, slack
 from paperlib.certificates.interval_elbo import elbo_lower, elbo_upper
 from paperlib.certificates.method import Method, Problem, find_method
 from paperlib.models.elbo import Target
+from paperlib.models.likelihood import Bernoulli, Gaussian, Likelihood, softplus
 from paperlib.models.vae import VAE
 from paperlib.runtime.inference import outside_inference_mode
 from paperlib.threats.perturbation import PerturbationSet
@@ -54,7 +56,8 @@ def elbo_difference(
     """Certified: ELBO_a(x'; noise_a) - ELBO_b(x'; noise_b) is at least this for every x' in the ball around x, [batch],
     in nats.
 
-    Never looser than the difference of the separate bounds of `elbo_bounds` by the same method. Holds in real
+    Never looser than the difference of the separate bounds of `elbo_bounds` by the same method, and no tighter for two
+    Gaussians of different scales. Holds in real
     arithmetic; with `sound` for the real difference of the two numbers that `elbo` returns in the precision of its
     arguments, so that a positive bound means that the first is the larger. Differentiable by "crown-ibp" in the
     parameters of both models.
@@ -76,24 +79,27 @@ def elbo_difference(
 
 @dataclass(frozen=True)
 class HalfBound:
-    """Linear functions below sign * ELBO: one of the input of each layer of the encoder, so the first of x' itself."""
+    """Linear functions below sign * ELBO, but for the term h(t) of `_fit`: one of the input of each layer of the encoder,
+    so the first of x' itself.
+    """
 
     posterior: PosteriorFunction
     coefficients: tuple[Tensor, ...]  # [batch, *shape] of each
     constants: tuple[Tensor, ...]  # [batch] of each, but for what the target adds
 
     @classmethod
-    def of(cls, relaxed: RelaxedVAE, sign: float, terms: ElboTerms) -> Self:
-        posterior = backward_posterior(relaxed, sign, terms, middle_plane)
+    def of(cls, relaxed: RelaxedVAE, sign: float) -> Self:
+        terms = terms_below(relaxed) if sign > 0 else terms_above(relaxed)
+        posterior = backward_posterior(relaxed, sign, replace(terms, fit=_fit(relaxed, terms, sign)))
         functions = [(posterior.coefficients, posterior.constant)]
         for layer in reversed(relaxed.encoder):
-            functions.append(backward_pass((layer,), *functions[-1], middle_plane))
+            functions.append(backward_pass((layer,), *functions[-1], initial_alpha))
         coefficients, constants = zip(*reversed(functions), strict=True)
         return cls(posterior, coefficients, constants)
 
     @property
     def minimum(self) -> Tensor:
-        """A lower bound of sign * ELBO over the region, [batch], but for what its own sums round."""
+        """The least value of the first over the region, [batch]."""
         coefficients, constant = self.posterior.with_target(self.coefficients[0], self.constants[0])
         return self.posterior.relaxed.bounds.region.concretize(coefficients) + constant
 
@@ -122,8 +128,7 @@ class LinearElboBounds:
         chosen = linear_method(method)
         with torch.set_grad_enabled(torch.is_grad_enabled() and chosen.differentiable):
             relaxed = chosen.relax(Problem.checked(vae, x, ball, noise, target, sound))
-            below = HalfBound.of(relaxed, 1.0, terms_below(relaxed))
-            below_negative = HalfBound.of(relaxed, -1.0, terms_above(relaxed))
+            below, below_negative = HalfBound.of(relaxed, 1.0), HalfBound.of(relaxed, -1.0)
             interval = Interval(elbo_lower(relaxed.vae, relaxed.bounds), elbo_upper(relaxed.vae, relaxed.bounds))
             loss = torch.maximum(slack(below.minimum, interval.lower), slack(below_negative.minimum, interval.upper))
             if relaxed.deployed is not None:
@@ -144,15 +149,41 @@ def linear_method(method: str | Method) -> CrownIBP:
     return chosen
 
 
-def middle_plane(bound: Any) -> Any:
-    """Selects, of the planes for the product of target and output, the mean of McCormick's two.
+def _fit(relaxed: RelaxedVAE, terms: ElboTerms, sign: float) -> JointLinearFunction | AlphaRelaxation[Any]:
+    """A linear function of output and target below (sign = 1) or above log p, but for what is a function of the target
+    alone; for likelihoods of the form  log p = precision * t * l - A(l) + h(t).
 
-    It is off by the same at every corner, so that its error does not lean to either end of the target: at which end a
-    margin is least depends on both models. The initial one is best for a single ELBO.
+    The product of target and output is replaced by the mean of McCormick's planes, which are off by the same at every
+    corner: at which end of the target a margin is least depends on both models. The convex A is below its chord and
+    above its tangent at the middle of the box. Without h(t) much of what is common to two models is gone.
     """
-    if isinstance(bound, AlphaRelaxation) and isinstance(bound.initial, JointLinearFunction):
-        return bound.at(torch.full_like(bound.alpha, 0.5))
-    return initial_alpha(bound)
+    bounds, likelihood = relaxed.bounds, relaxed.vae.likelihood
+    if type(likelihood) is Bernoulli:
+        precision = torch.ones_like(bounds.output.lower)
+
+        def negative(logit: Tensor) -> Tensor:
+            return -softplus(logit)
+
+        def slope(logit: Tensor) -> Tensor:
+            return -torch.sigmoid(logit)
+
+    elif type(likelihood) is Gaussian:
+        precision = torch.exp(-2 * likelihood.log_scale).expand_as(bounds.output.lower)
+
+        def negative(mean: Tensor) -> Tensor:
+            return -precision * mean.square() / 2
+
+        def slope(mean: Tensor) -> Tensor:
+            return -precision * mean
+
+    else:
+        return terms.fit
+    output, target = bounds.output, bounds.target if terms.target is None else terms.target.point
+    line = chord_below(negative, slope, output) if sign > 0 else tangent(negative, slope, output.center)
+    product = target.center * output.center + sign * target.radius * output.radius
+    return JointLinearFunction(
+        line.slope + precision * target.center, precision * output.center, line.offset - precision * product
+    )
 
 
 def difference_lower(a: LinearElboBounds, b: LinearElboBounds) -> Tensor:
@@ -160,18 +191,28 @@ def difference_lower(a: LinearElboBounds, b: LinearElboBounds) -> Tensor:
     of the separate bounds, whichever is larger.
     """
     first, second = a.below, b.below_negative
-    relaxed = first.posterior.relaxed
-    shared = _shared_layers(relaxed, second.posterior.relaxed)
+    relaxed, other = first.posterior.relaxed, second.posterior.relaxed
+    shared = _shared_layers(relaxed, other)
     coefficients, constant = backward_pass(
         relaxed.encoder[:shared],
         first.coefficients[shared] + second.coefficients[shared],
         first.constants[shared] + second.constants[shared],
-        middle_plane,
+        initial_alpha,
     )
+    separate = a.interval.lower - b.interval.upper
+    if not _same_term_of_target(relaxed.vae.likelihood, other.vae.likelihood):
+        return separate
     for half in (first, second):
         coefficients, constant = half.posterior.with_target(coefficients, constant)
     joint = relaxed.bounds.region.concretize(coefficients) + constant - a.loss - b.loss
-    return torch.fmax(joint, a.interval.lower - b.interval.upper)  # a NaN bounds nothing
+    return torch.fmax(joint, separate)  # a NaN bounds nothing
+
+
+def _same_term_of_target(a: Likelihood, b: Likelihood) -> bool:
+    """Whether h(t) of `_fit` is the same of both, and their difference is without it: it is 0 but for a Gaussian."""
+    if type(a) is Gaussian and type(b) is Gaussian:
+        return torch.equal(*torch.broadcast_tensors(a.log_scale, b.log_scale))
+    return Gaussian not in (type(a), type(b))
 
 
 def _shared_layers(a: RelaxedVAE, b: RelaxedVAE) -> int:

@@ -7,7 +7,7 @@ from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -16,15 +16,18 @@ from tyro.conf import OmitSubcommandPrefixes, Positional, arg, subcommand
 
 from paperlib.commands.command import BadInputError, Command, say, user_input
 from paperlib.commands.verdict_picture import write_verdict_picture
+from paperlib.commands.verdict_words import radius_words, share, verdict_lines
 from paperlib.data.tables import Part, Table, check_table
 from paperlib.models.gaussian import collapse_warning
+from paperlib.models.likelihood import Bernoulli, Gaussian
 from paperlib.runtime.files import atomic, check_writable
-from paperlib.runtime.numbers import rounded_down
 from paperlib.runtime.progress import Progress
+from paperlib.threats.perturbation import check_range
 from paperlib.training.loop import CollapsedPosteriorWarning
 
-if TYPE_CHECKING:
-    from paperlib.detection import CertifiedDetector  # elsewhere where it is used: scikit-learn takes a second to load
+SHOWN = 1_000  # rows held out that are certified for the report, at most
+
+Detector = Any  # a CertifiedDetector, which is imported where it is used: scikit-learn takes a second to load
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,9 @@ class Fit(Command):
         from paperlib.detection import CertifiedDetector
 
         with user_input():
-            table = check_table(self.normal, low=self.low, high=self.high)
+            check_range(self.low, self.high)
+            support = (Bernoulli if self.likelihood == "bernoulli" else Gaussian).support
+            table = check_table(self.normal, low=max(self.low, support[0]), high=min(self.high, support[1]))
             _check_outputs([self.out], [self.normal])
         say(f"reading     {table.rows:,} rows of {len(table.columns)} columns in {self.normal}")
         rows = np.concatenate([part.rows for part in table.parts()])
@@ -83,18 +88,24 @@ class Fit(Command):
         detector.save(self.out)
         self._report(detector, frame)
 
-    def _report(self, detector: "CertifiedDetector", frame: pd.DataFrame) -> None:
+    def _report(self, detector: Detector, frame: pd.DataFrame) -> None:
         assert detector.eps_ is not None
         held_out = detector.calibration_size_
         widths = "-".join(map(str, (len(frame.columns), *self.hidden, self.latent_dim)))
-        say(f"trained     VAE {widths} for {_radius(detector.eps_)}, on {len(frame) - held_out:,} rows")
-        say(f"held out    {held_out:,} rows, for the threshold")
+        say(f"trained     VAE {widths} for {radius_words(detector.eps_)}, on {len(frame) - held_out:,} rows")
+        say(f"held out    {held_out:,} rows, for the threshold; KL {detector.kl_:.1f} nats in their mean")
         say(f"threshold   {detector.offset_:.4g} nats: a row with a lower score raises an alarm")
         say(
-            f"guarantee   a new normal row raises a false alarm with a probability of at most {self.alpha:.3g},\n"
+            f"guarantee   a new normal row raises a false alarm with a probability of at most {self.alpha:g},\n"
             "            if it is exchangeable with the rows held out"
         )
-        say(f"KL          {detector.kl_:.1f} nats, mean of the rows held out")
+        some = frame.iloc[detector.calibration_rows_[:SHOWN]]
+        verdicts = detector.certify(some, detector.ball(detector.eps_), radius=False, attack=False)
+        score, verdict = (verdicts[name].to_numpy() for name in ("score", "verdict"))
+        say(
+            f"calm        {share(score >= detector.offset_)} of {len(some):,} rows held out, "
+            f"{share(verdict == 'calm')} certified for {radius_words(detector.eps_)}"
+        )
         if warning := collapse_warning(detector.kl_):
             say(f"warning     {warning}")
         say(f"detector    {self.out}")
@@ -152,17 +163,17 @@ class Score(Command):
         radii = np.broadcast_to(eps, detector.n_features_in_)
         arithmetic = "with the rounding of scores" if self.sound else "in real arithmetic"
         say(f"rows        {table.rows:,} in {self.new}")
-        say(f"certified   for {_radius(radii)} by {self.method}, {arithmetic}")
+        say(f"certified   for {radius_words(radii)} by {self.method}, {arithmetic}")
         start = perf_counter()
         verdicts = self._write(table, certify, names)
         seconds = perf_counter() - start
-        _report(verdicts, detector)
+        say("\n".join(verdict_lines(verdicts, detector.offset_, detector.calibration_size_, detector.alpha)))
         say(f"speed       {table.rows / seconds:,.0f} rows a second, {seconds:.1f} seconds")
         say(f"verdicts    {self.out}")
         if find_spec("matplotlib") is None:
             say("picture     none, it needs matplotlib: pip install matplotlib")
             return
-        write_verdict_picture(picture, verdicts, detector.offset_, f"{_radius(radii)}, {self.method}")
+        write_verdict_picture(picture, verdicts, detector.offset_, f"{radius_words(radii)}, {self.method}")
         say(f"picture     {picture}")
 
     def _write(self, table: Table, certify: Any, names: NDArray[Any] | None) -> pd.DataFrame:
@@ -201,40 +212,9 @@ def _eps(eps: tuple[float, ...]) -> float | tuple[float, ...]:
     return eps[0] if len(eps) == 1 else eps
 
 
-def _radius(radii: NDArray[np.float64]) -> str:
-    least, most = radii.min(), radii.max()
-    return f"eps {most:.4g}" if least == most else f"eps {least:.3g} to {most:.3g} by column"
-
-
 def _check_outputs(outputs: list[Path], inputs: list[Path]) -> None:
     """Raises BadInputError for an output that is an input, and as `check_writable`."""
     for path in outputs:
         if path.resolve() in [source.resolve() for source in inputs]:
             raise BadInputError(f"{path} would overwrite what is read: give another --out")
         check_writable(path)
-
-
-def _report(verdicts: pd.DataFrame, detector: "CertifiedDetector") -> None:
-    alarm = verdicts["score"] < detector.offset_
-    verdict, count = verdicts["verdict"], len(verdicts)
-
-    def share(rows: "pd.Series[bool]") -> str:
-        return f"{rows.sum():,} ({rows.mean():.1%})"
-
-    say(
-        f"threshold   {detector.offset_:.4g} nats, set on {detector.calibration_size_:,} normal rows for at most "
-        f"{detector.alpha:.3g} false alarms"
-    )
-    say(f"alarms      {share(alarm)} by their score; {share(verdict == 'alarm')} that no perturbation can silence")
-    say(f"calm        {share(~alarm)} by their score; {share(verdict == 'calm')} that no perturbation can raise")
-    say(f"undecided   {share(verdict == 'undecided')} of {count:,}")
-    if "certified_radius" in verdicts:
-        radius = verdicts["certified_radius"]
-        say(f"radius      {_down(radius.median())} certified in the median, {_down(radius.max())} at most")
-
-
-def _down(radius: float) -> str:
-    """Three significant digits, rounded down."""
-    if radius == 0 or not math.isfinite(radius):
-        return f"{radius:g}"
-    return rounded_down(radius, max(0, 2 - math.floor(math.log10(radius))))

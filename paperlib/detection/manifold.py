@@ -14,10 +14,13 @@ d_c = min over z of ||x - G_c(z)||, K_c = min K = 0. For ||x' - x|| <= eps each 
 
     J_y(x') <= (d_y + eps)^2 + K_y     and     J_c(x') >= (d_c - eps)^2 + K_c     for eps <= d_c,
 
-so that y stays the class of x' for each   eps < min over c of (d_c^2 + K_c - d_y^2 - K_y) / (2 (d_c + d_y)),   which is
-below d_c as K_c <= K_y. d_c is a *global* minimum: a search ends above it, and then its radius is too large. Here d_c is a
-lower end from branch and bound. (With the best z of J_c in place of the minima of both terms the formula is wrong: a z
-of larger distance and smaller K loses more while x moves.)
+so that y stays the class of x' for each
+
+    eps  <  min over c != y of  (d_c^2 + K_c - d_y^2 - K_y) / (2 (d_c + d_y)),
+
+which is below d_c as K_c <= K_y. d_c is a *global* minimum: a search ends above it, and then its radius is too large.
+Here d_c is a lower end from branch and bound. (With the best z of J_c in place of the minima of both terms the formula
+is wrong: a z of larger distance and smaller K loses more while x moves.)
 
 The joint radius. Both classes see the *same* x'. The difference of squared distances is linear in it:
 
@@ -28,8 +31,8 @@ It is positive for every z, hence J_c(x') > J_y(x'), for all x' with
 
     ||x' - x||  <  min over c != y and all z of  R_c(z),     R_c(z)  =  N_c(z) / (2 ||G_c(z) - g||).
 
-As ||G_c(z) - g|| <= ||x - G_c(z)|| + d_y, this is never below the published radius. z_y comes from a search, which needs
-no proof: any z_y gives a valid radius. The minimum over z is taken by branch and bound.
+As ||G_c(z) - g|| <= ||x - G_c(z)|| + d_y, this is never below the published radius. z_y comes from a search, which
+needs no proof: any z_y gives a valid radius. The minimum over z is taken by branch and bound.
 
 All z. Put u = ||x - G_c(z)|| + d_y. Then  R_c(z) >= (u^2 - 2 u d_y + K(z) - K_y) / (2 u) = u / 2 - d_y +
 (K(z) - K_y) / (2 u),  and for K(z) >= K_y its minimum over all u > 0 is  sqrt(K(z) - K_y) - d_y.  So no z with
@@ -49,16 +52,13 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from paperlib.bounds.box import Interval
 from paperlib.certificates.splitting import minimum
-from paperlib.detection.latent_box import LatentBox
 from paperlib.detection.latent_search import nearest_latents
+from paperlib.detection.rival import Rival
 from paperlib.models.likelihood import Bernoulli, Gaussian
 from paperlib.models.vae import VAE
 
 LATENTS = 3  # at most: the number of subproblems grows exponentially with them
-TINY = torch.finfo(torch.float64).tiny
-ALL = slice(None)
 
 
 @dataclass(frozen=True)
@@ -99,12 +99,13 @@ class ManifoldClassifier:
         return torch.stack([self._score(label, x, own) for label, own in enumerate(z)])
 
     def search(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Latents of each class with a low score, [classes, batch, latent]: the published search, which proves nothing."""
+        """Latents of each class with a low score, [classes, batch, latent]: the published search, without a proof."""
         weight = self.weight
         return torch.stack(
             [nearest_latents(decoder, x, self.latent_dim, weight, generator) for decoder in self.decoders]
         )
 
+    @torch.no_grad()
     def certify(self, x: Tensor, tol: float = 1e-2, generator: torch.Generator | None = None) -> pd.DataFrame:
         """Certified: no x' with  ||x' - x||_2 < radius  has another class than `label`, where radius > 0; nor one with
         ||x' - x||_2 < published.  Where both are 0, nothing is promised, not even that `label` is the class of x.
@@ -116,8 +117,9 @@ class ManifoldClassifier:
             generator: of the search for latents.
 
         Returns:
-            A row for each image: label, score (J of the label, from above), radius, published, and searched: what the
-            published formula gives with each d_c as a search meets it, which is no certificate.
+            A row for each image: label, score (J of the label, from above), radius, published; searched: what the
+            published formula gives with each d_c as a search meets it, which is no certificate; and gap: by how much
+            the least searched d_c is above its certified lower end.
 
         Raises:
             ValueError: a tol that is not positive, or images of another shape.
@@ -166,83 +168,6 @@ def mean_decoder(vae: VAE) -> nn.Sequential:
     if isinstance(vae.likelihood, Gaussian):
         return nn.Sequential(decoder, nn.Flatten())
     raise ValueError(f"mean images are for a Bernoulli or a Gaussian likelihood, not {type(vae.likelihood).__name__}")
-
-
-@dataclass(frozen=True)
-class Rival:
-    """One class against the labels of the images: which of its latents may change a label, and how near."""
-
-    decoder: nn.Module
-    weight: float
-    x: Tensor  # [batch, pixels]
-    own: Tensor  # g, [batch, pixels]
-    score: Tensor  # d_y^2 + K_y, [batch]
-
-    def __getitem__(self, rows: Tensor) -> "Rival":
-        return Rival(self.decoder, self.weight, self.x[rows], self.own[rows], self.score[rows])
-
-    @property
-    def d_y(self) -> Tensor:
-        return (self.x - self.own).norm(dim=1)
-
-    @property
-    def k_y(self) -> Tensor:
-        return (self.score - self.d_y.square()).clamp(min=0)
-
-    def box(self, radius: Tensor, latent_dim: int) -> Interval:
-        """All z that can bring the label nearer than this radius, [batch]: a box around 0, see above."""
-        reach = (((self.d_y + radius).square() + self.k_y) / self.weight).sqrt()
-        reach = reach.unsqueeze(1).expand(-1, latent_dim)
-        return Interval(-reach, reach)
-
-    def published(self, distance: Tensor) -> Tensor:
-        """The published radius for d_c = `distance`, in which it grows; 0 instead of a negative one."""
-        radius = (distance.square() - self.score) / (2 * (distance + self.d_y)).clamp(min=TINY)
-        return radius.clamp(min=0)
-
-    def distance(self, z: Tensor, example: Tensor | slice = ALL) -> Tensor:
-        """||x - G_c(z)||, [count]."""
-        return (self.x[example] - self.decoder(z)).norm(dim=1)
-
-    def distance_below(self, box: Interval, example: Tensor) -> Tensor:
-        """Never above the distance in a box of z."""
-        images, x = LatentBox.of(self.decoder, box), self.x[example]
-        squared, error = images.squared_distance(x)
-        lower = (squared.lower(images.reach) - error).clamp(min=0).sqrt()
-        return torch.maximum(lower, images.least_distance(x))
-
-    def joint(self, z: Tensor, example: Tensor | slice = ALL) -> Tensor:
-        """R_c(z), or 0 where that is negative, [count]."""
-        image = self.decoder(z)
-        lead = (self.x[example] - image).square().sum(1) + self.weight * z.square().sum(1) - self.score[example]
-        return (lead / (2 * (image - self.own[example]).norm(dim=1)).clamp(min=TINY)).clamp(min=0)
-
-    def joint_below(self, box: Interval, example: Tensor) -> Tensor:
-        """Never above R_c in a box of z, or 0.
-
-        The larger of two bounds. One is the formula in u of the module's docstring with the least u and the least K of
-        the box. The other is of second order: with any r in [0, s] and s > 0, as a root is below its tangent,
-
-            2 (R_c(z) - r) ||G_c(z) - g||  =  N_c(z) - 2 r ||G_c(z) - g||  >=  N_c(z) - (r / s) (||G_c(z) - g||^2 + s^2),
-
-        a convex quadratic function of z but for the errors of the two squared distances.
-        """
-        images = LatentBox.of(self.decoder, box)
-        part = self[example]
-        prior = self.weight * images.least_norm().square() - part.k_y
-        u = torch.maximum(images.least_distance(part.x) + part.d_y, prior.clamp(min=0).sqrt())
-        first = u / 2 - part.d_y + prior / (2 * u.clamp(min=TINY))
-
-        to_x, x_error = images.squared_distance(part.x)
-        to_own, own_error = images.squared_distance(part.own)
-        s = to_own.constant.sqrt().clamp(min=TINY)  # ||G_c - g|| in the middle of the box
-        lead = to_x + images.squared_norm().times(torch.full_like(s, self.weight))
-        r = torch.minimum(((lead.constant - part.score) / (2 * s)).clamp(min=0), s)
-        own_error = own_error + images.error.square().sum(1)
-        rest = x_error + part.score + r / s * (own_error + s.square())
-        excess = (lead + to_own.times(-r / s)).lower(images.reach) - rest
-        apart = torch.where(excess >= 0, s + images.radius(), (s - images.radius()).clamp(min=TINY))
-        return torch.maximum(first, r + excess / (2 * apart)).clamp(min=0)
 
 
 def _least(values: list[Tensor], is_rival: Tensor) -> Tensor:

@@ -15,11 +15,11 @@ def nearest_other_class(
     """An input to which the search for latents gives another class than to x, and its l2 distance from x: the nearest
     that was met, [batch, pixels] and [batch]; x itself and infinity where none was.
 
-    With the latents held fixed, the inputs to which a rival c gives as good a score as the label are a plane. Each round
+    With the latents held fixed, the inputs to which a rival gives as good a score as the label are a plane. Each round
     steps to the nearest of these planes and a little beyond, and searches for the latents of all classes there
-    (DeepFool: Moosavi-Dezfooli et al. 2016, with a gradient by the envelope theorem). The inputs are not confined to the
-    range of pixels, nor is the certificate. As the label's own score is that of a search, an input is reported whose
-    class this search gives, which may be nearer than any that the exact minimum gives.
+    (DeepFool: Moosavi-Dezfooli et al. 2016, with the gradient by the envelope theorem). Neither these inputs nor those
+    of the certificate are confined to the range of pixels. The class of an input is that of the search, so that an
+    input can be reported which the exact minimum gives the label yet.
 
     Args:
         x: flat images, [batch, pixels].

@@ -19,6 +19,7 @@ from paperlib.training.config import TrainConfig
 from paperlib.training.loop import train
 
 Radii = float | Sequence[float] | NDArray[np.float64] | Tensor
+FLATTEST = 1e5  # spreads that a mean may be away from 0: the numbers then lose five of their 16 digits
 
 
 @dataclass(frozen=True)
@@ -45,14 +46,21 @@ class Scaler:
 
     @classmethod
     def of(cls, rows: Tensor, names: Sequence[Any]) -> "Scaler":
-        """That of rows [count, features]. Raises ValueError, naming it, for a constant feature."""
+        """That of rows [count, features]. Raises ValueError, naming it, for a feature that is or seems constant."""
         constant = (rows == rows[0]).all(0).nonzero().flatten().tolist()
         if constant:
             raise ValueError(
                 f"column {names[constant[0]]!r} is constant in the {len(rows)} rows to train on, so that it has no "
                 "spread to standardize by: leave it out"
             )
-        return cls(rows.mean(0), rows.std(0))
+        mean, spread = rows.mean(0), rows.std(0)
+        flat = (mean.abs() > FLATTEST * spread).nonzero().flatten().tolist()
+        if flat:
+            raise ValueError(
+                f"column {names[flat[0]]!r} varies by {spread[flat[0]]:g} only around a mean of {mean[flat[0]]:g}, too "
+                "little for the precision of such numbers: subtract the mean"
+            )
+        return cls(mean, spread)
 
 
 class TrainingRows(Dataset):

@@ -1,4 +1,4 @@
-"""Radii of analysis by synthesis against closed forms, dense grids of latents, and attacks that share no code with them."""
+"""Radii of analysis by synthesis against closed forms, dense grids of latents, and attacks that share no code."""
 
 import math
 
@@ -8,14 +8,21 @@ from oracles import points_of
 from torch import Tensor, nn
 
 from paperlib import Bernoulli, Gaussian, Interval, mlp_vae
+from paperlib.detection import latent_search
 from paperlib.detection.latent_search import nearest_latents
-from paperlib.detection.manifold import ManifoldClassifier, Rival, mean_decoder
+from paperlib.detection.manifold import ManifoldClassifier, mean_decoder
 from paperlib.detection.manifold_attack import nearest_other_class
+from paperlib.detection.rival import Rival
 from paperlib.models.likelihood import Likelihood
 
 PIXELS, WEIGHT, TOL = 6, 0.3, 1e-3
 SIDE = torch.linspace(-6, 6, 241, dtype=torch.float64)  # beyond |z| = 6 the prior alone is above all that is compared
 GRID = torch.cartesian_prod(SIDE, SIDE)
+
+
+@pytest.fixture(autouse=True)
+def short_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(latent_search, "SAMPLES", 500)
 
 
 def classifier(seed: int = 0) -> ManifoldClassifier:

@@ -67,6 +67,13 @@ def test_thresholds_of_all_detectors_are_those_of_the_same_rows(tiny: None) -> N
     assert threshold(ours.score(calibration), detector_rivals.ALPHA) == ours.detector.offset_
 
 
+def test_fewer_rows_to_test_are_spread_over_all() -> None:
+    column = torch.arange(10.0, dtype=torch.float64).unsqueeze(1)
+    some = Tables(column, column, column[:4]).some(4)
+    assert some.normal.flatten().tolist() == [0, 3, 6, 9] and torch.equal(some.outlier, column[:4])
+    assert torch.equal(some.training, column)
+
+
 def test_standard_units_are_those_of_the_training_rows() -> None:
     tables = Tables.of(tiny_set("wdbc"), tiny_set("wdbc", "test"), 100, standardize=True)
     torch.testing.assert_close(tables.training.mean(0), torch.zeros(6, dtype=torch.float64))

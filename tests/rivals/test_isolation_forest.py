@@ -68,3 +68,10 @@ def test_without_a_radius_both_bounds_are_the_score(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("paperlib.rivals.isolation_forest.ROWS", 7)  # in several parts
     for end in FOREST.bounds(ROWS, LinfBall(0.0, -math.inf, math.inf)):
         assert torch.equal(end, FOREST.score(ROWS))
+
+
+def test_where_trees_vote_to_move_the_score_rises_and_falls() -> None:
+    lower, value, upper = (FOREST.score(point).mean() for point in (
+        FOREST._voted(ROWS, BALL, maximize=False), ROWS, FOREST._voted(ROWS, BALL, maximize=True)
+    ))  # fmt: skip
+    assert lower < value < upper

@@ -66,3 +66,8 @@ def test_a_radius_for_each_row_is_that_of_the_row_beyond_the_first_part(monkeypa
     monkeypatch.setattr("paperlib.rivals.one_class_svm.ROWS", 7)
     for end, part in zip(whole, MACHINE.bounds(ROWS, LinfBall(eps, -math.inf, math.inf)), strict=True):
         torch.testing.assert_close(end, part)
+
+
+def test_a_point_inside_the_ball_is_at_distance_zero_of_it() -> None:
+    near, _ = squared_distances(X, X + 0.1, L2Ball(0.6, -10.0, 10.0))
+    assert (near == 0).all()

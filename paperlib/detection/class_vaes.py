@@ -1,0 +1,109 @@
+"""One VAE for each class, whose encoders share their first layer: a conditional VAE with the weights of all classes in
+one tensor, so that a training step is a few batched products.
+
+Shapes: x is [batch, features]; what belongs to all classes is [classes, batch, ...].
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from paperlib.bounds.scaling import Scaling
+from paperlib.detection.scaler import Scaler
+from paperlib.models import gaussian
+from paperlib.models.likelihood import Bernoulli, Gaussian, Likelihood
+from paperlib.models.vae import VAE
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Widths of the layers. The first is shared by all classes."""
+
+    features: int
+    classes: int
+    shared: int  # units of the encoders' first layer
+    hidden: int  # units of each decoder's hidden layer
+    latent_dim: int
+
+
+class ClassVAEs(nn.Module):
+    """The VAEs of all classes:  encoder features - shared - latent,  decoder latent - hidden - features,  with ReLU.
+
+    The posterior's variances are constants of each class: the score is at the posterior mean and asks for no others,
+    and bounds of their exponential would be the least stable part of training.
+
+    Args:
+        sizes: of the layers.
+        likelihood: `Bernoulli()`, or a `Gaussian` of one scale.
+    """
+
+    def __init__(self, sizes: Sizes, likelihood: Likelihood):
+        super().__init__()
+        self.sizes, self.likelihood = sizes, likelihood
+        classes, latent, hidden = sizes.classes, sizes.latent_dim, sizes.hidden
+        # weights are [classes, in, out], so that a layer of all classes is one `baddbmm`
+        self.shared = nn.Linear(sizes.features, sizes.shared)
+        self.mean_weight, self.mean_bias = _layer(classes, sizes.shared, latent)
+        self.log_var = nn.Parameter(torch.zeros(classes, 1, latent))
+        self.hidden_weight, self.hidden_bias = _layer(classes, latent, hidden)
+        self.output_weight, self.output_bias = _layer(classes, hidden, sizes.features)
+
+    def terms(self, x: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """log p(x | z) and KL of each class, each [classes, batch], nats.
+
+        Args:
+            noise: [batch, latent_dim], the same for all classes; None: zeros.
+        """
+        shared = F.relu(self.shared(x)).expand(self.sizes.classes, -1, -1)
+        mean = torch.baddbmm(self.mean_bias, shared, self.mean_weight)
+        log_var = self.log_var.expand_as(mean)
+        latent = mean if noise is None else gaussian.reparametrize(mean, log_var, noise)
+        hidden = F.relu(torch.baddbmm(self.hidden_bias, latent, self.hidden_weight))
+        output = torch.baddbmm(self.output_bias, hidden, self.output_weight)
+        fit = self.likelihood.log_prob(output.flatten(0, 1), x.repeat(self.sizes.classes, 1))
+        return fit.view(output.shape[:2]), gaussian.kl(mean, log_var)
+
+    def vaes(self, scaler: Scaler | None = None) -> list[VAE]:
+        """Each class's model in float64 and evaluation mode. The encoders' first layers are the same objects.
+
+        Args:
+            scaler: if given, that of the units in which this was trained; the models are then in the user's units.
+        """
+        shared: list[nn.Module] = [_linear(self.shared.weight.T, self.shared.bias), nn.ReLU()]
+        if scaler is not None:
+            shared.insert(0, Scaling(1 / scaler.spread, -scaler.mean / scaler.spread))
+        return [self._vae(number, shared, scaler) for number in range(self.sizes.classes)]
+
+    def _vae(self, number: int, shared: list[nn.Module], scaler: Scaler | None) -> VAE:
+        mean_weight, log_var = self.mean_weight[number], self.log_var[number, 0]
+        head = _linear(
+            torch.cat([mean_weight, torch.zeros_like(mean_weight)], 1), torch.cat([self.mean_bias[number, 0], log_var])
+        )
+        hidden = _linear(self.hidden_weight[number], self.hidden_bias[number, 0])
+        decoder = nn.Sequential(hidden, nn.ReLU(), _linear(self.output_weight[number], self.output_bias[number, 0]))
+        likelihood: Likelihood = Bernoulli()
+        if isinstance(self.likelihood, Gaussian):
+            scale = self.likelihood.log_scale.double().exp()
+            likelihood = Gaussian(scale.item() if scaler is None else scale * scaler.spread)
+        if scaler is not None:
+            decoder.append(Scaling(scaler.spread, scaler.mean))
+        return VAE(nn.Sequential(*shared, head), decoder, likelihood, self.sizes.latent_dim).double().eval()
+
+
+def _layer(classes: int, inputs: int, outputs: int) -> tuple[nn.Parameter, nn.Parameter]:
+    """Weights [classes, inputs, outputs] and biases [classes, 1, outputs], drawn as `nn.Linear` draws them."""
+    bound = 1 / math.sqrt(inputs)
+    weight, bias = torch.empty(classes, inputs, outputs), torch.empty(classes, 1, outputs)
+    return nn.Parameter(weight.uniform_(-bound, bound)), nn.Parameter(bias.uniform_(-bound, bound))
+
+
+def _linear(weight: Tensor, bias: Tensor) -> nn.Linear:
+    """The layer with a weight [inputs, outputs], in float64."""
+    layer = nn.Linear(*weight.shape, dtype=torch.float64)
+    with torch.no_grad():
+        layer.weight.copy_(weight.T)
+        layer.bias.copy_(bias)
+    return layer
