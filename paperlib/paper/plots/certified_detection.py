@@ -46,19 +46,19 @@ def heartbeat(stored: Mapping[str, Tensor], eps: float, caption: str) -> Figure:
     rebuilt.set_title("reconstructions of the beat")
     for axis in (signal, rebuilt):
         axis.set(xlabel=Axis.SAMPLE, ylabel=Axis.SIGNAL)
-        axis.legend(loc="lower right", fontsize=6)
+        axis.legend(loc="lower center", fontsize=6)  # where a beat is flat
     for line, name in enumerate(models):
         clean, attacked, *certified = stored[f"{name} scores"].tolist()
         verdicts.plot(certified, [line] * 2, color=COLORS["certified"], marker="|", markersize=9, label="certified")
         for kind, value in (("clean", clean), ("attacked", attacked)):
             verdicts.plot([value], [line], color=COLORS[kind], marker=MARKERS[kind], linestyle="none", label=kind)
-    verdicts.axvline(0, color="0.3", linewidth=1, linestyle=":")
+    verdicts.axvline(0, ymax=0.6, color="0.3", linewidth=1, linestyle=":")
     verdicts.set_yticks(range(len(models)), [LABELS.get(name, name) for name in models])
-    verdicts.set_ylim(-0.6, len(models) - 0.1)
+    verdicts.set_ylim(-0.5, 1.5 * len(models))
     verdicts.set_xlabel(Axis.SCORE)
     verdicts.set_title("alarm to the left of 0")
     handles, labels = verdicts.get_legend_handles_labels()
-    verdicts.legend(handles[:3], labels[:3], loc="upper left", fontsize=6, ncols=3, handlelength=1.5)
+    verdicts.legend(handles[:3], labels[:3], loc="upper left", fontsize=6)
     return finish(figure, caption)
 
 
@@ -105,6 +105,7 @@ def odd_images(rows: pd.DataFrame, examples: Tensor, caption: str) -> Figure:
     names = list(rows["outliers"].unique())[::-1]
     radii = sorted(rows["eps"].unique())
     figure, axes = panels(1, 1 + len(radii), height=0.42 * len(names) + 1.1, width=PAGE, sharey=True)
+    axes[0].get_gridspec().set_width_ratios([0.3, *[1] * len(radii)])
     side = math.isqrt(examples.shape[1])
     for line, image in enumerate(examples.flip(0).view(-1, side, side)):
         box = (-0.42, 0.42, line - 0.42, line + 0.42)
@@ -122,7 +123,8 @@ def odd_images(rows: pd.DataFrame, examples: Tensor, caption: str) -> Figure:
             axis.plot(values, places, linestyle="none", **look)
         axis.set_title("clean" if eps == 0 else f"$\\epsilon={eps:g}$")
         axis.set_xlabel(Axis.AUC)
-        axis.set_xlim(-0.03, 1.03)
+        axis.set_xlim(-0.05, 1.05)
+        axis.set_xticks([0, 0.5, 1], ["0", "0.5", "1"])
         axis.set_ylim(-0.6, len(names) - 0.4)
         axis.grid(axis="y", color="0.92", linewidth=0.6)
         axis.tick_params(axis="y", length=0)
