@@ -76,8 +76,8 @@ test: $(STAMP) ## check style, types, tests and the committed notebooks
 	@$(BIN)/ruff format --check .
 	@$(HEADING) 'mypy: types'
 	@$(BIN)/mypy
-	@$(HEADING) 'pytest: tests'
-	@$(BIN)/python -m pytest
+	@$(HEADING) 'pytest: tests, side by side'
+	@$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist worksteal
 	@$(HEADING) 'nbval: committed notebooks'
 	@$(KERNELS) PAPERLIB_LOG=/dev/null PYTHONWARNINGS=ignore \
 	  $(BIN)/python -m pytest --nbval --nbval-current-env notebooks

@@ -1,4 +1,6 @@
-"""Train, attack and certify VAEs, and sweep over configurations: each command explains itself by --help."""
+"""Train, attack and certify VAEs, sweep over configurations, and detect anomalies with certificates: each command
+explains itself by --help.
+"""
 
 import os
 import sys
@@ -7,7 +9,8 @@ from typing import NoReturn
 
 import tyro
 
-from paperlib.commands.command import Command
+from paperlib.commands.command import BadInputError, Command
+from paperlib.commands.detect import Detect
 from paperlib.commands.measure import Attack, Certify
 from paperlib.commands.sweep import Sweep
 from paperlib.commands.train import Train
@@ -19,17 +22,28 @@ from paperlib.training.loop import TrainingDivergedError
 
 ERRORS = (OSError, ValueError, ModuleNotFoundError, PeerStoppedError, TasksFailedError, TrainingDivergedError)
 
-COMMANDS: dict[str, Callable[..., Command]] = {"train": Train, "attack": Attack, "certify": Certify, "sweep": Sweep}
+COMMANDS: dict[str, Callable[..., Command]] = {
+    "train": Train,
+    "attack": Attack,
+    "certify": Certify,
+    "sweep": Sweep,
+    "detect": Detect,
+}
 
 
 def main(args: list[str] | None = None) -> NoReturn:
-    """Exit status: 0, 1 after an error told in one line, 2 for flags that make no sense, 130 after an interrupt."""
+    """Exit status: 0, 1 after an error told in one line, 2 for flags or tables that make no sense, 130 after an
+    interrupt.
+    """
     tune_malloc()
     escape_unprintable()
     try:
         tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="python -m paperlib", args=args, description=__doc__).run()
     except TasksFailedError as error:
         sys.exit(f"error: {error}")  # a line for each task
+    except BadInputError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
     except ERRORS as error:
         sys.exit(f"error: {' '.join(str(error).split())}")
     except KeyboardInterrupt:

@@ -108,6 +108,7 @@ def test_an_objective_is_trained_by_its_flag(here: Path, capsys: pytest.CaptureF
         ("certify", ["python -m paperlib certify", "--method {ibp,crown-ibp,crown,exact,best}", "--sound", "torchrun"]),
         ("certify", ["--alpha-steps"]),
         ("sweep", ["python -m paperlib sweep", "--jobs", "--cluster", "[{ibp,crown-ibp} ...]", "see the folder"]),
+        ("detect", ["python -m paperlib detect", "{fit,score}", "no perturbation within a radius can change"]),
     ],
 )
 def test_help_says_what_there_is(command: str, words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
@@ -117,7 +118,7 @@ def test_help_says_what_there_is(command: str, words: list[str], capsys: pytest.
 
 
 @pytest.mark.filterwarnings("ignore:'paperlib.* found in sys.modules:RuntimeWarning")
-@pytest.mark.parametrize("name", ["train", "attack", "certify", "sweep"])
+@pytest.mark.parametrize("name", ["train", "attack", "certify", "sweep", "detect"])
 def test_the_package_runs_each_command_by_its_name(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     with patch.object(sys, "argv", ["module", name, "--help"]), pytest.raises(SystemExit) as ended:
         runpy.run_module("paperlib", run_name="__main__")
@@ -126,7 +127,7 @@ def test_the_package_runs_each_command_by_its_name(name: str, capsys: pytest.Cap
 
 
 def test_without_a_command_or_with_an_unknown_one_all_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
-    assert list(COMMANDS) == ["train", "attack", "certify", "sweep"]
+    assert list(COMMANDS) == ["train", "attack", "certify", "sweep", "detect"]
     for args, code in (([], 2), (["prove"], 2), (["--help"], 0)):
         assert status(*args) == code
         printed = capsys.readouterr()
@@ -376,13 +377,14 @@ def test_torchrun_shares_the_images_and_writes_once(model: Path) -> None:
 IMPORTS = """
 import sys
 import paperlib
-others = {"tyro", "ray", "pebble", "torchvision", "mlxtend", "matplotlib"}
-others |= {"paperlib.__main__", "paperlib.commands", "paperlib.paper"}
-print(*others & set(sys.modules))
+slow = {"ray", "pebble", "torchvision", "mlxtend", "matplotlib", "sklearn"}
+print(*(slow | {"tyro", "paperlib.__main__", "paperlib.commands", "paperlib.paper"}) & set(sys.modules))
+import paperlib.__main__
+print(*slow & set(sys.modules))
 """
 
 
-def test_the_library_does_not_import_its_commands() -> None:
+def test_the_library_does_not_import_its_commands_nor_they_what_is_slow_to_import() -> None:
     with started("-c", IMPORTS) as importing:
         output, error = importing.communicate(timeout=300)
     assert (output.strip(), error) == ("", "")

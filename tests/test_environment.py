@@ -179,8 +179,8 @@ EXPERIMENTS = [path for folder in ("paperlib/paper", "scripts", "notebooks") for
 TESTS = list((ROOT / "tests").rglob("*.py"))
 
 
-def test_the_library_needs_six_packages_at_lowest_versions() -> None:
-    assert {r.name for r in CORE} == {"torch", "numpy", "pandas", "safetensors", "tqdm", "tyro"}
+def test_the_library_needs_seven_packages_at_lowest_versions() -> None:
+    assert {r.name for r in CORE} == {"torch", "numpy", "pandas", "safetensors", "scikit-learn", "tqdm", "tyro"}
     assert [str(r) for r in CORE if [specifier.operator for specifier in r.specifier] != [">="]] == []
     assert set(EXTRAS) == {"paper", "cluster", "test"}
     assert {r.name for r in declared("paper", "cluster")} - {r.name for r in CORE} >= OPTIONAL
@@ -310,7 +310,7 @@ def test_the_wheel_holds_nothing_else_but_licences(site: Path) -> None:
     assert {path.name.partition("-")[0] for path in site.iterdir()} == {"paperlib", "provae"}
     others = {path.relative_to(site).as_posix() for path in (site / "paperlib").rglob("*") if path.is_file()}
     others = {name for name in others if not name.endswith((".py", ".pyc"))}
-    assert others == {"paperlib/data/LICENSES.md", "paperlib/data/mnist5k.npz"}
+    assert others == {f"paperlib/data/{name}" for name in ("LICENSES.md", "mnist5k.npz", "ecg5000.npz")}
 
 
 def _python(script: str, folder: Path, *args: str, path: Path) -> subprocess.CompletedProcess[str]:

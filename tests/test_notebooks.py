@@ -245,7 +245,7 @@ def make_smoke(tmp_path: Path) -> str:
     env = {name: value for name, value in os.environ.items() if not name.startswith("PAPERLIB_")}
     env |= {"PAPERLIB_DATA": str(tmp_path / "no data here"), "MPLBACKEND": "Agg"}
     command = [sys.executable, "-m", "scripts.figures", "--profile", "smoke", "--dataset", "auto"]
-    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=600, check=False)
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=1_200, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 

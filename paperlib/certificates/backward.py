@@ -14,9 +14,8 @@ from functools import partial
 from typing import Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from paperlib.bounds.box import Interval
 from paperlib.bounds.linear import (
     AlphaRelaxation,
     AlphaSelector,
@@ -27,9 +26,8 @@ from paperlib.bounds.linear import (
     concretize,
     initial_alpha,
 )
-from paperlib.bounds.relaxation import Affine, Relaxation, relaxation_rule
-from paperlib.bounds.rounding import magnitude, rounding_rule
-from paperlib.bounds.rules import apply_rule, named_layers
+from paperlib.bounds.relaxation import Affine
+from paperlib.bounds.rounding import magnitude
 from paperlib.certificates import posterior_bounds
 from paperlib.certificates.alpha import optimize_alpha
 from paperlib.certificates.backward_rounding import (
@@ -38,36 +36,14 @@ from paperlib.certificates.backward_rounding import (
     PosteriorRounding,
     cancellation,
     joint_size,
-    layer_size,
 )
-from paperlib.certificates.float_sound import value_rounding
+from paperlib.certificates.float_sound import SoundBounds, value_rounding
 from paperlib.certificates.intervals import IntervalBounds
 from paperlib.certificates.likelihood_bounds import bounds_of
 from paperlib.certificates.perturbed_target import TargetTerm
+from paperlib.certificates.relaxed_layer import RelaxedLayer, relaxed_layers
 from paperlib.models.likelihood import sum_per_example
 from paperlib.models.vae import VAE
-
-
-@dataclass(frozen=True)
-class RelaxedLayer:
-    """One layer, the box of its input [batch, *shape] and its linear relaxation over that box."""
-
-    place: str
-    layer: nn.Module
-    box: Interval
-    relaxation: Relaxation
-    rounding: Tensor | None  # of the layer as it is deployed, [batch, *out_shape]; None: real arithmetic
-    error: Tensor | None  # what rounding takes from a bound for each unit of a coefficient, [batch, *out_shape]
-
-    @classmethod
-    def of(cls, place: str, layer: nn.Module, box: Interval, deployed: torch.dtype | None) -> Self:
-        """The layer relaxed over its box; with `deployed`, as it is evaluated in that precision."""
-        relaxation = apply_rule(relaxation_rule, place, layer, box)
-        if deployed is None:
-            return cls(place, layer, box, relaxation, None, None)
-        rounding = apply_rule(rounding_rule, place, layer, box).bound(deployed)
-        error = rounding + ACCUMULATION_ERROR * layer_size(layer, box, relaxation)
-        return cls(place, layer, box, relaxation, rounding, error)
 
 
 @dataclass(frozen=True)
@@ -84,21 +60,23 @@ class RelaxedVAE:
     rounding: PosteriorRounding | None  # None: real arithmetic
 
     @classmethod
-    def of(cls, vae: VAE, bounds: IntervalBounds, noise: Tensor, deployed: torch.dtype | None = None) -> Self:
-        """Relaxations over the boxes of interval propagation (CROWN-IBP); with `deployed`, of the network as it is
-        evaluated in that precision.
+    def of(cls, vae: VAE, bounds: IntervalBounds, noise: Tensor, sound: SoundBounds | None = None) -> Self:
+        """Relaxations over the boxes of interval propagation (CROWN-IBP); with `sound`, whose bounds these are then, of
+        the network as it is deployed.
 
         Raises ValueError for a deployed network of more units than the error of sums allows for.
         """
         boxes = [*bounds.encoder, *bounds.decoder]
         units = sum(math.prod(box.lower.shape[1:]) for box in boxes)
+        deployed = None if sound is None else sound.deployed
         if deployed is not None and units > MOST_SUMMANDS:
             raise ValueError(
                 f'sound linear bounds are for at most {MOST_SUMMANDS} units, this network has {units}: use method="ibp"'
             )
         scale = posterior_bounds.scale_relaxation(bounds.log_var)
-        encoder = _relax(vae.encoder, "encoder", bounds.encoder, deployed)
-        decoder = _relax(vae.decoder, "decoder", bounds.decoder, deployed)
+        roundings = ((), ()) if sound is None else (sound.encoder_rounding, sound.decoder_rounding)
+        encoder = relaxed_layers(vae.encoder, "encoder", bounds.encoder, deployed, roundings[0])
+        decoder = relaxed_layers(vae.decoder, "decoder", bounds.decoder, deployed, roundings[1])
         rounding = None if deployed is None else PosteriorRounding.of(bounds, noise, scale, deployed)
         return cls(vae, bounds, noise, encoder, decoder, scale, deployed, rounding)
 
@@ -109,16 +87,6 @@ class RelaxedVAE:
         layers = (layer.rounding for layer in (*self.encoder, *self.decoder))
         steps = [self.rounding.deployed, *(rounding for rounding in layers if rounding is not None)]
         return value_rounding(self.vae, self.bounds, self.deployed, steps)
-
-
-def _relax(
-    module: nn.Module, name: str, boxes: list[Interval], deployed: torch.dtype | None
-) -> tuple[RelaxedLayer, ...]:
-    layers = list(named_layers(module, name))
-    return tuple(
-        RelaxedLayer.of(place, layer, box, deployed)
-        for (place, layer), box in zip(layers, boxes[: len(layers)], strict=True)
-    )
 
 
 @dataclass(frozen=True)

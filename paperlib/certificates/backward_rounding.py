@@ -15,7 +15,7 @@ from paperlib.bounds.box import Interval
 from paperlib.bounds.interval import interval_rule
 from paperlib.bounds.linear import AlphaRelaxation, JointLinearFunction, LinearFunction, LinearRelaxation
 from paperlib.bounds.relaxation import Affine, Relaxation
-from paperlib.bounds.rounding import gamma, magnitude, unit_roundoff
+from paperlib.bounds.rounding import gamma, linear_size, magnitude, unit_roundoff
 from paperlib.certificates import posterior_bounds
 from paperlib.certificates.intervals import IntervalBounds
 from paperlib.models.likelihood import sum_per_example
@@ -50,6 +50,8 @@ class PosteriorRounding:
 def layer_size(layer: nn.Module, box: Interval, relaxation: Relaxation) -> Tensor:
     """The size of what enters the substitution of a unit coefficient through one layer, [batch, *out_shape]."""
     largest = magnitude(box)
+    if isinstance(layer, nn.Linear):
+        return linear_size(layer, largest)
     if isinstance(relaxation, Affine):
         return magnitude(interval_rule(layer, Interval(-largest, largest)))  # |W| largest + |b|
     return _relaxation_size(relaxation, relaxation.select(largest))
@@ -64,8 +66,8 @@ def joint_size(function: JointLinearFunction, bounds: IntervalBounds) -> Tensor:
 def cancellation(coefficients: Tensor, box: Interval) -> Tensor:
     """What a linear bound gives up for the rounding of inputs far from 0, [batch]; a constant for autograd.
 
-    For inputs in [-1, 1] it is nothing, as they are covered by what methods give up for any sum. The terms of inputs
-    that vary little around a large value are large, and in the sum they cancel.
+    The terms of inputs that vary little around a large value are large, and in the sum they cancel. For inputs in
+    [-1, 1] it is nothing, as they are covered by what methods give up for any sum.
     """
     beyond = (magnitude(box) - 1).clamp(min=0)
     return 64 * torch.finfo(beyond.dtype).eps * sum_per_example(coefficients.abs() * beyond).detach()

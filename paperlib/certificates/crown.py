@@ -58,22 +58,25 @@ class CrownIBP(TrainableMethod):
         interval = Interval(elbo_lower(relaxed.vae, relaxed.bounds), elbo_upper(relaxed.vae, relaxed.bounds))
         linear = Interval(lower - slack(lower, interval.lower), upper + slack(upper, interval.upper))
         bounds = linear.intersect(interval)
+        if relaxed.bounds is problem.bounds:
+            return bounds if problem.sound is None else bounds.widen(problem.sound.value_rounding)
         if relaxed.deployed is not None:
             bounds = bounds.widen(relaxed.value_rounding)
-        return bounds if relaxed.bounds is problem.bounds else bounds.intersect(problem.interval_elbo)
+        return bounds.intersect(problem.interval_elbo)
 
     def lower_over(self, problem: Problem) -> Tensor:
         relaxed, beta = self.relax(problem), problem.beta
         interval, linear = elbo_lower(relaxed.vae, relaxed.bounds, beta), linear_lower(relaxed, self.alpha_steps, beta)
         lower = torch.fmax(interval, linear - slack(linear, interval))  # a NaN bounds nothing
+        if relaxed.bounds is problem.bounds:
+            return lower if problem.sound is None else lower - problem.sound.value_rounding
         if relaxed.deployed is not None:
             lower = lower - relaxed.value_rounding
-        return lower if relaxed.bounds is problem.bounds else torch.fmax(lower, problem.interval_elbo_lower)
+        return torch.fmax(lower, problem.interval_elbo_lower)
 
     def relax(self, problem: Problem) -> RelaxedVAE:
         """The layers relaxed over the boxes of this method."""
-        deployed = None if problem.sound is None else problem.sound.deployed
-        return RelaxedVAE.of(problem.vae, problem.bounds, problem.noise, deployed)
+        return RelaxedVAE.of(problem.vae, problem.bounds, problem.noise, problem.sound)
 
     def memory(self, vae: VAE, layer_sizes: Sequence[int]) -> MemoryUse:
         return MemoryUse(per_image=32 * sum(layer_sizes))

@@ -45,27 +45,38 @@ class Subproblems:
 
 
 @torch.no_grad()
-def minimum(value: Value, bound: Bound, box: Interval, tol: float, time_limit: float = math.inf) -> Tensor:
-    """Never above the minimum over each of the boxes [batch, *shape], and at most `tol` below it unless as many
-    seconds as `time_limit` have passed: [batch].
+def minimum(
+    value: Value,
+    bound: Bound,
+    box: Interval,
+    tol: float,
+    time_limit: float = math.inf,
+    ceiling: Tensor | None = None,
+) -> Tensor:
+    """Never above the minimum over each of the boxes [batch, *shape], and at most `tol` below it, or below `ceiling`,
+    unless as many seconds as `time_limit` have passed: [batch].
 
     Args:
         value: the function that is minimised.
         bound: below it on a box, and close to it on a small one.
+        ceiling: the result is not above it, [batch]. Values that a search has met save subproblems, and then the centre
+            of each is evaluated alone.
 
     Raises ToleranceError.
     """
     batch = len(box.lower)
-    best = torch.full_like(box.lower.flatten(1)[:, 0], torch.inf)  # the least value that was evaluated
-    closed_bound = best.clone()  # the least bound of the subproblems that are closed
+    closed_bound = torch.full_like(
+        box.lower.flatten(1)[:, 0], torch.inf
+    )  # the least of the subproblems that are closed
+    best = closed_bound.clone() if ceiling is None else ceiling.clone()  # the least value that was evaluated
     count = torch.zeros(batch, dtype=torch.long, device=best.device)
-    new = Subproblems(box, torch.arange(batch, device=best.device), -best)
+    new = Subproblems(box, torch.arange(batch, device=best.device), -closed_bound)
     queue = new[:0]
     end = perf_counter() + time_limit
     while len(new):
         # a bound of the whole is a bound of its halves, too
         new = Subproblems(new.box, new.example, torch.maximum(new.bound, bound(new.box, new.example)))
-        for point in _points(new.box):
+        for point in _points(new.box) if ceiling is None else [new.box.center]:
             best.scatter_reduce_(0, new.example, value(point, new.example), "amin")
         count += torch.bincount(new.example, minlength=batch)
         queue = queue + new

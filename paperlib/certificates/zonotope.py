@@ -22,9 +22,10 @@ from paperlib.bounds.relaxation import Affine
 from paperlib.bounds.rounding import magnitude
 from paperlib.bounds.rules import apply_rule
 from paperlib.certificates import posterior_bounds
-from paperlib.certificates.backward import RelaxedLayer, RelaxedVAE
+from paperlib.certificates.backward import RelaxedVAE
 from paperlib.certificates.backward_rounding import ACCUMULATION_ERROR, PosteriorRounding, layer_size
 from paperlib.certificates.input_term import InputTerm
+from paperlib.certificates.relaxed_layer import RelaxedLayer
 from paperlib.threats.perturbation import ChangeRegion, Region
 
 ROWS = 64  # units of the encoder that are bounded at a time

@@ -1,6 +1,8 @@
 """What a command is, and what commands share."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
@@ -9,6 +11,19 @@ from paperlib.runtime.distributed import rank_and_world_size
 from paperlib.threats.directions import lighting
 from paperlib.threats.patch import PatchSet
 from paperlib.threats.perturbation import PerturbationSet
+
+
+class BadInputError(ValueError):
+    """A file or a flag that the user gave cannot be used; nothing was written."""
+
+
+@contextmanager
+def user_input() -> Iterator[None]:
+    """A block that reads what the user gave: what is wrong there is a BadInputError."""
+    try:
+        yield
+    except (ValueError, FileNotFoundError) as error:
+        raise BadInputError(error) from error
 
 
 class Command(ABC):

@@ -1,25 +1,27 @@
-"""Data sets in memory: MNIST and Fashion-MNIST, 5,000 digits that the library brings, and three toy sets in the plane.
+"""Data sets in memory: images, tables for anomaly detection, and three toy sets in the plane.
 
-`PAPERLIB_DATA` names the root folder of the full sets, in torchvision's layout; default is a cache folder in the home.
+`PAPERLIB_DATA` names the root folder of the sets that the library does not bring, in torchvision's layout; default is a
+cache folder in the home.
 Raw files are checked against their SHA-256 before use and are never overwritten.
 """
 
 import hashlib
-import io
 import os
 import shutil
 import sys
 import tempfile
-import zlib
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
 
+from paperlib.data.anomalies import heartbeats, tumours
 from paperlib.data.arrays import DataError, Dataset
+from paperlib.data.embedded import embedded_arrays
+from paperlib.data.letters import download_letters
 from paperlib.data.toys import TOYS, toy_points
 from paperlib.runtime.files import atomic, check_folder
 
@@ -36,21 +38,30 @@ CHECKSUMS = {
         "FashionMNIST/raw/t10k-images-idx3-ubyte": "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
         "FashionMNIST/raw/t10k-labels-idx1-ubyte": "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
     },
+    "notmnist": {
+        "notMNIST/raw/t10k-images-idx3-ubyte": "8e7f38ae95cc8f48e0986175ffc9137e5007ebcf3d8fdf6656c904eb9dab198b",
+        "notMNIST/raw/t10k-labels-idx1-ubyte": "5f8e6012f2ce730700d8d05fca098bc47f71d25b890e4bec7ac5ebfd614a4001",
+    },
+    # of the arrays, one after the other
     "mnist5k": {"mnist5k.npz": "809ec085d551285cf9efad12c42a6aead98c62f96eb9936cc5b778870773e50d"},
+    "ecg5000": {"ecg5000.npz": "7315c131ffd1ac02069bb4169bfd1203f4857b586a4cf4590fc061cf9ab601a3"},
+    "wdbc": {"scikit-learn": "3a54a12ffd3db348fbe319a9056329cde28da5b2e5ecc26ff7fb9f54aa7cc9f4"},
 }
 
 Split = Literal["train", "test"]
 
 
 def load_dataset(name: str, split: Split = "train") -> Dataset:
-    """The data set of this name; images flat, [count, 784], in [0, 1].
+    """The data set of this name, [count, features]; images flat, in [0, 1].
 
     Args:
-        name: "mnist", "fashion-mnist", "mnist5k", "auto" (see `resolve`), "two-moons", "eight-gaussians" or "pinwheel".
-        split: "train" or "test".
+        name: "mnist", "fashion-mnist", "mnist5k", "auto" (see `resolve`); for detectors "ecg5000" and "wdbc" (see
+            `paperlib.data.anomalies`) and the letters "notmnist"; "two-moons", "eight-gaussians" or "pinwheel".
+        split: "train" or "test"; of "notmnist" there is a test set only.
 
     Raises:
         DataError: a file is missing and cannot be downloaded, or its checksum differs; nothing is overwritten.
+        ModuleNotFoundError: "wdbc" without scikit-learn, which brings it.
         ValueError: an unknown name or split.
     """
     if split not in ("train", "test"):
@@ -60,7 +71,13 @@ def load_dataset(name: str, split: Split = "train") -> Dataset:
         return _toy(name, split)
     if name == "mnist5k":
         return _embedded_digits(split)
-    if name in ("mnist", "fashion-mnist"):
+    if name == "ecg5000":
+        return heartbeats(split, CHECKSUMS[name]["ecg5000.npz"])
+    if name == "wdbc":
+        return tumours(split, CHECKSUMS[name]["scikit-learn"])
+    if name == "notmnist" and split == "train":
+        raise ValueError("notmnist has a test set only: its letters are outliers for models of digits")
+    if name in ("mnist", "fashion-mnist", "notmnist"):
         return _idx(name, split)
     raise ValueError(f"unknown data set {name!r}; use one of {[*CHECKSUMS, 'auto', *TOYS]}")
 
@@ -135,16 +152,15 @@ def _download(name: str, root: Path, files: list[str]) -> None:
     FileNotFoundError.
     """
     try:
-        from torchvision import datasets  # here, as only a download needs it
+        fetch = download_letters if name == "notmnist" else _torchvision(name)
     except ModuleNotFoundError as error:
         raise FileNotFoundError(
             f"{root / files[0]} is missing, and torchvision, which would download it, is not installed"
         ) from error
-    kind = datasets.MNIST if name == "mnist" else datasets.FashionMNIST
     try:
         check_folder(root)
         with tempfile.TemporaryDirectory(prefix="paperlib-") as folder:
-            kind(folder, download=True)
+            fetch(Path(folder))
             came = {file: Path(folder) / file for file in files}
             for file, path in came.items():
                 if (actual := _sha256(path)) != CHECKSUMS[name][file]:
@@ -155,6 +171,13 @@ def _download(name: str, root: Path, files: list[str]) -> None:
     except (OSError, RuntimeError) as error:
         cause = " ".join(str(error).split())
         raise FileNotFoundError(f"{root / files[0]} is missing and cannot be downloaded ({cause})") from error
+
+
+def _torchvision(name: str) -> Callable[[Path], object]:
+    from torchvision import datasets  # here, as only a download needs it
+
+    kind = datasets.MNIST if name == "mnist" else datasets.FashionMNIST
+    return lambda folder: kind(str(folder), download=True)
 
 
 def _sha256(path: Path) -> str:
@@ -172,7 +195,8 @@ def _idx(name: str, split: Split) -> Dataset:
     try:
         root = _ensure_files(name)
     except FileNotFoundError as error:
-        raise DataError(f"{error}; set PAPERLIB_DATA to a folder in torchvision's layout, or use mnist5k") from error
+        instead = "" if name == "notmnist" else ", or use mnist5k"
+        raise DataError(f"{error}; set PAPERLIB_DATA to a folder in torchvision's layout{instead}") from error
     prefix = "train" if split == "train" else "t10k"
     images, labels = (f for f in CHECKSUMS[name] if Path(f).name.startswith(prefix))
     # idx files: a header of 4 bytes and 4 for each dimension, then one byte for each value
@@ -182,18 +206,8 @@ def _idx(name: str, split: Split) -> Dataset:
 
 
 def _embedded_digits(split: Split) -> Dataset:
-    path = Path(__file__).with_name("mnist5k.npz")
-    (expected,) = CHECKSUMS["mnist5k"].values()
-    try:
-        with np.load(io.BytesIO(path.read_bytes())) as file:
-            pixels, classes = file["pixels"], file["classes"]  # uint8 [5000, 784] and [5000], sorted by class
-    except (OSError, EOFError, KeyError, ValueError, BadZipFile, zlib.error) as error:
-        raise DataError(
-            f"{path} cannot be read ({error}): expected SHA-256 {expected}, found none; install the library anew"
-        ) from error
-    actual = hashlib.sha256(pixels.tobytes() + classes.tobytes()).hexdigest()
-    if actual != expected:
-        raise DataError(f"{path} is damaged: expected SHA-256 {expected}, found {actual}; install the library anew")
+    # uint8 [5000, 784] and [5000], sorted by class
+    pixels, classes = embedded_arrays("mnist5k.npz", ("pixels", "classes"), *CHECKSUMS["mnist5k"].values())
     order = np.random.default_rng(0).permutation(len(pixels))
     order = order[:4_000] if split == "train" else order[4_000:]
     x = torch.from_numpy(pixels[order].astype(np.float32)) / 255

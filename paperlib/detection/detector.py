@@ -47,14 +47,14 @@ class CertifiedDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc] # sc
         eps: radius to train for, in the user's units: one number, or one a feature; None: 0.1 spread of each feature.
         alpha: rate of false alarms that is allowed.
         hidden, latent_dim: widths of the encoder's hidden layers, which the decoder mirrors; number of latents.
-        scale: standard deviation of the Gaussian likelihood, in spreads of each feature.
+        scale: standard deviation of the Gaussian likelihood, in spreads of each feature if it is standardized.
         kappa: weight of the clean ELBO against its certified bound in training; 1 is a plain VAE.
         steps, batch_size, lr: of training; at most as many rows are in a batch as there are.
         calibration: share of the rows that is held out for the threshold.
         outlier_weight: of made-up outliers in training, whose certified upper bounds are pushed down, see
             `paperlib.rivals.outliers`; 0 trains on the rows alone.
         draws: number of fixed noise draws that the score is the mean over; 0: the posterior mean alone.
-        standardize: False leaves the features as they are. Those of a Bernoulli likelihood always are.
+        standardize: False leaves the features as they are, as a Bernoulli likelihood does in any case.
         low, high: range of the data, to which perturbations are clipped.
         likelihood: "gaussian", or "bernoulli" for values in [0, 1].
         vae: a trained model of the user's own, of rows in the user's units. Then `fit` only calibrates the threshold,
@@ -66,7 +66,7 @@ class CertifiedDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc] # sc
         noise_: of the score, [draws, latent_dim]; one row of zeros for draws=0.
         offset_: the threshold, in nats.
         eps_: the radius of each feature that it was trained for, in the user's units; None if it was not trained here.
-        calibration_size_: number of rows behind the threshold.
+        calibration_size_, calibration_rows_: number of rows behind the threshold; which of `fit` (not kept in files).
         normal_terms_: mean over these rows of the log-likelihood of each feature and of -KL, [features + 1], in nats.
         kl_: mean KL of these rows in nats; near 0 the latents say nothing of the rows.
     """
@@ -145,7 +145,7 @@ class CertifiedDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc] # sc
             self.eps_ = radius.numpy()
         elbo(self.vae_, calibration[:1], self.noise_[:1])  # says what does not fit in a model of the user's own
         self.offset_ = threshold(scores(self.vae_, calibration, self.noise_), self.alpha)
-        self.calibration_size_ = len(calibration)
+        self.calibration_rows_, self.calibration_size_ = order[:held_out].numpy(), len(calibration)
         self.normal_terms_ = score_terms(self.vae_, calibration, self.noise_).mean(0)
         self.kl_ = mean_kl(self.vae_, calibration)
         return self
@@ -225,16 +225,13 @@ class CertifiedDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc] # sc
         return LinfBall(feature_radii(eps, self.n_features_in_), *self._range)
 
     def save(self, path: str | Path) -> None:
-        """Write the detector to one safetensors file; whole or not at all. See `load`."""
+        """Write the detector to one safetensors file; whole or not at all."""
         check_is_fitted(self)
         file.save(path, self)
 
     @classmethod
     def load(cls, path: str | Path, vae: VAE | None = None) -> Self:
-        """The detector stored at `path`.
-
-        Args:
-            vae: for a detector around a model of the user's own: such a model, to be filled; it is not changed.
+        """The detector stored at `path`; where it is around a model of the user's own, `vae` is one of the same layers.
 
         Raises FileNotFoundError, and DamagedFileError for a file that is no detector's.
         """

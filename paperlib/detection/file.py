@@ -1,6 +1,7 @@
 """A detector in one safetensors file with a JSON header: weights, noise, threshold, names and parameters. No pickle."""
 
 import copy
+import math
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -41,11 +42,12 @@ def save(path: str | Path, detector: Any) -> None:
 def load(kind: type[Detector], path: str | Path, vae: VAE | None) -> Detector:
     """The inverse of `save`: a detector of this class. Arguments and errors as `CertifiedDetector.load`."""
     tensors, header = read_tensors(path)
-    if header.get("format") != FORMAT:
+    if not isinstance(header, dict) or header.get("format") != FORMAT:
         raise DamagedFileError(f"{path} is no detector: CertifiedDetector.save writes one")
     try:
-        parameters = header["parameters"] | {"hidden": tuple(header["parameters"]["hidden"])}
-        detector = kind(**parameters, vae=vae)
+        given = header["parameters"]
+        ends = {name: float(given[name]) for name in ("low", "high")}
+        detector = kind(**given | ends | {"hidden": tuple(given["hidden"])}, vae=vae)
         config = header["config"]
         detector.config_ = None if config is None else TrainConfig.from_dict(config)
         detector.offset_, detector.calibration_size_ = float(header["threshold"]), int(header["calibration_size"])
@@ -81,4 +83,6 @@ def _plain(value: Any) -> Any:
         return value.tolist()
     if isinstance(value, np.random.RandomState):
         return None
+    if isinstance(value, float) and math.isinf(value):
+        return str(value)  # JSON has no infinity
     return list(value) if isinstance(value, tuple) else value

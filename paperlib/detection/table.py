@@ -35,7 +35,7 @@ def numeric_rows(estimator: BaseEstimator, X: Any, low: float, high: float, *, r
         if bad.any():
             row, column = np.argwhere(bad)[0]
             raise ValueError(f"column {names[column]!r} holds {rows[row, column]:g} in row {row}, {why}")
-    return torch.from_numpy(np.array(rows))  # a copy: the table may be read-only
+    return torch.from_numpy(rows if rows.flags.writeable else rows.copy())  # torch warns of what is read-only
 
 
 def column_names(estimator: BaseEstimator) -> list[Any]:

@@ -11,10 +11,11 @@ from torch import Tensor
 from paperlib.bounds.box import Interval
 from paperlib.bounds.linear import backward_substitute, concretize, initial_alpha
 from paperlib.certificates import posterior_bounds
-from paperlib.certificates.backward import RelaxedLayer, RelaxedVAE, backward_pass
+from paperlib.certificates.backward import RelaxedVAE, backward_pass
 from paperlib.certificates.crown import Crown, CrownIBP
 from paperlib.certificates.likelihood_bounds import bounds_of
 from paperlib.certificates.method import Problem
+from paperlib.certificates.relaxed_layer import RelaxedLayer
 from paperlib.data.arrays import Dataset
 from paperlib.models.elbo import elbo
 from paperlib.models.likelihood import sum_per_example

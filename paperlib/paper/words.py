@@ -21,11 +21,18 @@ class Axis(StrEnum):
     SLOPE = "nats per unit of $x$"
     WIDTH = "mean width (units of the layer)"
     MILLISECONDS = "time (ms, float64)"
+    SCORE = "score − threshold (nats)"
+    SIGNAL = "signal (units of the beat's deviation)"
+    BEAT_RADIUS = "radius $\\epsilon$ (units of the beat's deviation)"
+    CERTIFIED_RADIUS = "certified radius (units of the beat's deviation)"
 
     STEP = "training step"
     PGD_STEPS = "PGD steps"
     ATTACK_STEPS = "attack steps"
     SHARE = "share of images"
+    BEATS = "share of beats"
+    SAMPLE = "sample of the beat"
+    AUC = "guaranteed AUC"
     WAY = "share of the way from the clean input"
     LOOSENESS = "box width / width reached"
     MULTIPLES = "time / time of the plain VAE's step"
@@ -55,6 +62,7 @@ DIMENSIONLESS = frozenset(
             Axis.MULTIPLES,
             Axis.MOVED,
         ),
+        *(Axis.BEATS, Axis.SAMPLE, Axis.AUC),
         *(Axis.COORDINATE, Axis.LATENT, Axis.FIRST, Axis.SECOND),
         *(Axis.BEFORE_RELU, Axis.RELU, Axis.LOG_VARIANCE, Axis.DEVIATION, Axis.LOGIT, Axis.DIAGONAL),
     }

@@ -1,4 +1,5 @@
-"""Other ways to train a robust VAE, on the same networks and by the same loop; they promise what each file says.
+"""Other ways to train a robust VAE, on the same networks and by the same loop, and outlier detectors of other kinds;
+they promise what each file says.
 
 The beta-VAE and weight decay are no files of their own: `TrainConfig(kappa=1, beta=4)`, `TrainConfig(kappa=1,
 weight_decay=0.1)`.

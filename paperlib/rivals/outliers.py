@@ -1,5 +1,6 @@
 """Training for the job of a detector: normal rows are certified to score high, and made-up outliers to score low."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -24,9 +25,10 @@ class MadeUpOutliers(ProVAE):
     needed (Hein et al. 2019, arXiv 1812.05720, and Bitterwolf et al. 2020, arXiv 2007.08473, push the confidence of
     classifiers down on noise and on other images).
 
-    Outliers are, a third of the batch each: uniform noise between the smallest and largest value of each feature in the
-    batch; rows whose features are shuffled among the batch; rows half of whose features are those of another row. Their
-    upper bounds are by CROWN-IBP over the same perturbation set.
+    Outliers are, a third of the batch each: uniform noise; rows with their own values in another order; rows half of
+    whose features are those of another row. Noise is in the data range, so that pixels that no row ever inks count; at
+    an end where the range is infinite, it ends at the batch's own smallest or largest value of each feature. Upper
+    bounds are by CROWN-IBP over the same perturbation set.
 
     Raises ValueError for a weight that is negative.
     """
@@ -43,9 +45,11 @@ class MadeUpOutliers(ProVAE):
         def uniform(*shape: int) -> Tensor:
             return torch.rand(*shape, generator=generator, dtype=x.dtype, device=x.device)
 
-        low, high = x.amin(0), x.amax(0)
+        low = torch.full_like(x[0], ball.low) if ball.low > -math.inf else x.amin(0)
+        high = torch.full_like(x[0], ball.high) if ball.high < math.inf else x.amax(0)
         noise = torch.lerp(low, high, uniform(*x.shape)).clamp(low, high)
-        shuffled = x.gather(0, uniform(*x.shape).argsort(0))
+        rows = x.flatten(1)
+        shuffled = rows.gather(1, uniform(*rows.shape).argsort(1)).view_as(x)
         mixed = torch.where(uniform(*x.shape) < 0.5, x, x.roll(1, 0))  # batches are in random order
         kind = torch.arange(len(x), device=x.device).remainder(3).view(-1, *[1] * (x.ndim - 1))
         return torch.where(kind == 0, noise, torch.where(kind == 1, shuffled, mixed))

@@ -42,7 +42,8 @@ class TrainConfig:
     Kappa, eps, the ramp, beta and target keep their meaning. `bound` is then only that of the history's certificate.
     """
 
-    dataset: str = "mnist"  # Name of the data set: mnist, fashion-mnist, mnist5k (embedded), auto or a toy set.
+    # Name of the data set: mnist, fashion-mnist, mnist5k, ecg5000 (both embedded), wdbc, auto or a toy set.
+    dataset: str = "mnist"
     data_shape: tuple[int, ...] = (784,)  # Shape of one example.
     hidden: tuple[int, ...] = (512,)  # Widths of the encoder's hidden layers, which the decoder mirrors.
     latent_dim: int = 20  # Number of latent coordinates.

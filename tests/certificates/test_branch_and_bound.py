@@ -247,6 +247,22 @@ def test_memory_is_bounded_by_the_chunk(monkeypatch: pytest.MonkeyPatch) -> None
     assert max(rows) == 8 and sum(rows) > 100
 
 
+def test_what_is_above_a_ceiling_is_not_searched() -> None:
+    rows = []
+
+    def bound(part: Interval, example: Tensor) -> Tensor:
+        rows.append(len(example))
+        return (part.center.abs() - part.radius).sum(1)
+
+    box = Interval(torch.tensor([[1.0, 1.0], [-1.0, -1.0]]).double(), torch.full((2, 2), 1.5).double())
+    ceiling = torch.tensor([0.5, 0.01]).double()  # one below the minimum of 2, one above that of 0
+    least = minimum(lambda x, example: x.abs().sum(1), bound, box, 1e-3, ceiling=ceiling)
+    assert least[0] == 0.5 and -1e-3 <= least[1] <= ROUNDING
+    searched = sum(rows)
+    minimum(lambda x, example: x.abs().sum(1), bound, box, 1e-3)
+    assert searched < sum(rows) - searched
+
+
 # Planted bugs
 
 real_halves, real_bounds = splitting._halves, IntervalBounds.of

@@ -24,9 +24,11 @@ from paperlib import (
     pgd,
     train,
 )
-from paperlib.certificates.backward import RelaxedVAE, linear_upper
+from paperlib.bounds.scaling import Scaling
+from paperlib.certificates.backward import RelaxedVAE, linear_lower, linear_upper
 from paperlib.certificates.evaluation import ALLOWANCE
 from paperlib.certificates.intervals import IntervalBounds
+from paperlib.certificates.method import Problem
 from paperlib.data.datasets import Dataset
 
 METHODS = [CrownIBP, Crown]
@@ -44,6 +46,23 @@ def test_linear_bounds_pass_the_audit(case: str, likelihood: str, target: str, m
     vae, x, noise = audit_case(case, likelihood)
     for eps in (0.02, 0.3):
         audit(vae, x, eps, noise, target, [method(), method(alpha_steps=3)])
+
+
+@EACH_METHOD
+@EACH_TARGET
+def test_bounds_allow_for_inputs_far_from_0(target: str, method: type[CrownIBP]) -> None:
+    """Their terms are 10,000 times as large as the sum. Without an allowance the bound at radius 0 misses the ELBO."""
+    vae, x, noise = audit_case("smooth", "gaussian", batch=64)
+    far, ones = torch.full((3,), 1e4).double(), torch.ones(3).double()
+    vae.encoder.insert(0, Scaling(ones, -far))
+    vae.decoder.append(Scaling(ones, far))
+    x = x + far
+    for eps in (0.0, 1e-12, 0.1):
+        ball = LinfBall(eps, 0.0, 1e5)
+        bounds, clean = elbo_bounds(vae, x, ball, noise, method(), target), elbo(vae, x, noise)
+        assert (bounds.lower <= clean + 1e-10).all() and (clean - 1e-10 <= bounds.upper).all()
+        relaxed = method().relax(Problem.checked(vae, x, ball, noise, target, sound=False))
+        assert (linear_lower(relaxed) <= clean).all() and (clean <= linear_upper(relaxed)).all()
 
 
 @EACH_METHOD

@@ -185,6 +185,27 @@ def test_linear_bounds_touch_the_density(likelihood: Likelihood) -> None:
             assert (values - fit).abs().min() < 1e-3
 
 
+def test_bounds_of_a_scale_a_pixel_are_those_of_each_pixel_with_its_own() -> None:
+    scale, (output, target) = torch.tensor([0.1, 1.0, 20.0]).double(), boxes(5, 3)
+    together = bounds_of(Gaussian(scale))
+    pixels = [box.map(lambda end, k=k: end[:, k : k + 1]) for k in range(3) for box in (output, target)]
+    alone = [bounds_of(Gaussian(each.view(1))) for each in scale]
+    pairs = [*zip(alone, pixels[::2], pixels[1::2], strict=True)]
+    for name in ("lower", "upper"):
+        expected = sum(getattr(bounds, name)(*boxes_of_one) for bounds, *boxes_of_one in pairs)
+        torch.testing.assert_close(getattr(together, name)(output, target), expected)
+    for name in ("linear_below", "linear_above"):
+        function = getattr(together, name)(output, target)
+        for part in ("output_slope", "target_slope", "offset"):
+            columns = [getattr(getattr(bounds, name)(*boxes_of_one), part) for bounds, *boxes_of_one in pairs]
+            torch.testing.assert_close(getattr(function, part), torch.cat(columns, 1))
+    fall = torch.cat([bounds.decrease_bound(*boxes_of_one)[0] for bounds, *boxes_of_one in pairs], 1)
+    torch.testing.assert_close(together.decrease_bound(output, target)[0], fall)
+    rounding = sum(bounds.rounding(*boxes_of_one).bound(torch.float32) for bounds, *boxes_of_one in pairs)
+    assert together.rounding(output, target).bound(torch.float32).shape == (5,)
+    assert (together.rounding(output, target).bound(torch.float32) >= rounding).all()
+
+
 def test_bounds_hold_for_targets_beyond_0_and_1() -> None:
     # A ball whose data range is not [0, 1] reaches such targets; t * l - softplus(l) is then monotone in l.
     output, target = box_of([-3.0, 4.0]), box_of([-0.5, 1.5])

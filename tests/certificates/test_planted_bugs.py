@@ -23,7 +23,7 @@ from paperlib.bounds.linear import (
     initial_alpha,
 )
 from paperlib.bounds.relaxation import Affine
-from paperlib.certificates import backward, bernoulli_bounds, gaussian_bounds, posterior_bounds, zonotope
+from paperlib.certificates import backward, bernoulli_bounds, gaussian_bounds, posterior_bounds, relaxed_layer, zonotope
 from paperlib.certificates.backward import RelaxedVAE
 from paperlib.certificates.bernoulli_bounds import BernoulliBounds
 from paperlib.certificates.gaussian_bounds import GaussianBounds
@@ -410,7 +410,7 @@ def relu_without_its_offset(patch: pytest.MonkeyPatch) -> None:
         correct = real(layer, box)
         return replace(correct, upper=replace(correct.upper, offset=0 * correct.upper.offset))
 
-    patch.setattr(backward, "relaxation_rule", with_rule(torch.nn.ReLU, broken))
+    patch.setattr(relaxed_layer, "relaxation_rule", with_rule(torch.nn.ReLU, broken))
 
 
 def affine_without_its_bias(patch: pytest.MonkeyPatch) -> None:
@@ -420,7 +420,7 @@ def affine_without_its_bias(patch: pytest.MonkeyPatch) -> None:
         correct = real(layer, box)
         return replace(correct, offset=0 * correct.offset)
 
-    patch.setattr(backward, "relaxation_rule", with_rule(torch.nn.Linear, broken))
+    patch.setattr(relaxed_layer, "relaxation_rule", with_rule(torch.nn.Linear, broken))
 
 
 def with_rule(kind: type, rule: Callable) -> Callable:

@@ -24,6 +24,7 @@ import torchvision
 
 from paperlib import load_dataset
 from paperlib.data import datasets as data_module
+from paperlib.data import embedded as embedded_module
 from paperlib.data.datasets import CHECKSUMS, DataError, Dataset, checksum, data_origin, data_root, resolve
 from paperlib.data.toys import TOYS
 
@@ -150,7 +151,7 @@ def test_each_embedded_digit_keeps_its_label() -> None:
 @pytest.fixture
 def own_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A library whose embedded digits the test may damage."""
-    monkeypatch.setattr(data_module, "__file__", str(tmp_path / "library" / "datasets.py"))
+    monkeypatch.setattr(embedded_module, "__file__", str(tmp_path / "library" / "embedded.py"))
     path = tmp_path / "library" / EMBEDDED.name
     path.parent.mkdir()
     path.write_bytes(EMBEDDED.read_bytes())

@@ -38,6 +38,27 @@ def test_a_gaussian_has_the_scale_it_was_given(scale: float, learned: bool) -> N
     assert "log_scale" in likelihood.state_dict()
 
 
+@pytest.mark.parametrize("learned", [False, True])
+def test_a_gaussian_may_have_one_scale_a_pixel(learned: bool) -> None:
+    scale = torch.tensor([[0.1, 3.0], [1.0, 20.0]]).double()
+    likelihood = Gaussian(scale, learned)
+    output, target = torch.randn(2, 5, 2, 2).double()
+    expected = Normal(output, scale).log_prob(target)
+    torch.testing.assert_close(likelihood.terms(output, target), expected)
+    torch.testing.assert_close(likelihood.log_prob(output, target), expected.sum((1, 2)))
+    for bad in (0.0, -1.0, math.inf, math.nan):
+        with pytest.raises(ValueError, match="each scale must be positive and finite"):
+            Gaussian(torch.tensor([1.0, bad]))
+
+
+@EACH
+def test_the_terms_of_a_density_add_up_to_it(likelihood: Likelihood) -> None:
+    output, target = torch.randn(4, 2, 3).double(), torch.rand(4, 2, 3).double()
+    terms = likelihood.terms(output, target)
+    assert terms.shape == output.shape
+    torch.testing.assert_close(sum_per_example(terms), likelihood.log_prob(output, target))
+
+
 def test_softplus_in_float32_is_within_8_roundings_of_1_and_its_value() -> None:
     logit = torch.cat([torch.linspace(-110, 110, 200_001), torch.randn(100_000) * 1e-3])
     exact = F.softplus(logit.double(), threshold=800)

@@ -8,15 +8,23 @@ from paperlib.rivals.outliers import MadeUpOutliers
 from paperlib.training.loss import ProVAE
 
 
-def test_outliers_are_noise_shuffled_features_and_mixed_rows() -> None:
+def test_outliers_are_noise_rows_in_another_order_and_mixed_rows() -> None:
     x = torch.arange(12.0).view(12, 1) / 12 + torch.tensor([[0.0, 100.0, 200.0]])
-    made = MadeUpOutliers().draw(x, LinfBall(0.1), torch.Generator().manual_seed(0))
-    assert made.shape == x.shape and (made >= x.amin(0)).all() and (made <= x.amax(0)).all()
-    of_rows = torch.stack([torch.isin(made[:, k], x[:, k]) for k in range(3)], 1)
-    assert not of_rows[0::3].any() and of_rows[1::3].all() and of_rows[2::3].all()
-    assert not torch.equal(made[1::3], x[1::3])
-    mixed, own, other = made[2::3], x[2::3], x.roll(1, 0)[2::3]
+    made = MadeUpOutliers().draw(x, LinfBall(0.1, -torch.inf, torch.inf), torch.Generator().manual_seed(0))
+    assert made.shape == x.shape
+    noise, shuffled, mixed = (made[kind::3] for kind in range(3))
+    assert (noise >= x.amin(0)).all() and (noise <= x.amax(0)).all() and not torch.isin(noise, x).any()
+    assert torch.equal(shuffled.sort(1).values, x[1::3]) and not torch.equal(shuffled, x[1::3])
+    own, other = x[2::3], x.roll(1, 0)[2::3]
     assert ((mixed == own) | (mixed == other)).all() and not torch.equal(mixed, own)
+
+
+def test_noise_fills_the_data_range_where_no_row_goes() -> None:
+    x = torch.full((30, 4), 0.5)
+    noise = MadeUpOutliers().draw(x, LinfBall(0.1, 0.0, 1.0), torch.Generator().manual_seed(0))[0::3]
+    assert (noise.amin(0) < 0.4).all() and (noise.amax(0) > 0.6).all() and ((noise >= 0) & (noise <= 1)).all()
+    below = MadeUpOutliers().draw(x, LinfBall(0.1, 0.0, torch.inf), torch.Generator().manual_seed(0))[0::3]
+    assert (below.amin(0) < 0.4).all() and (below <= 0.5).all()
 
 
 def test_the_term_is_how_far_the_upper_bound_of_an_outlier_is_above_the_lower_bound_of_a_row() -> None:

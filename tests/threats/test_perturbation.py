@@ -261,6 +261,32 @@ def test_projections_are_in_the_set_and_stay(seed: int, name: str, dtype: torch.
     assert (chosen.sound_region(x).concretize(c) <= (c * near.double()).sum(1) + 1e-13).all()
 
 
+@pytest.mark.parametrize("name", SETS)
+def test_a_scaled_set_is_the_one_of_that_size(name: str) -> None:
+    _, x, _ = case("mlp")
+    chosen, half = (SETS[name](SHAPES["mlp"], size) for size in (1.0, 0.5))
+    scaled, c = chosen.scaled(0.5), torch.randn(4, 3, 16, dtype=torch.float64)
+    assert scaled.size == pytest.approx(half.size) and type(scaled) is type(chosen)
+    torch.testing.assert_close(scaled.concretize(c, x), half.concretize(c, x))
+    assert (scaled.concretize(c, x) >= chosen.concretize(c, x)).all() and not scaled.scaled(0.0).size
+    assert chosen.scaled(2.0).scaled(0.5).size == pytest.approx(chosen.size)
+
+
+def test_a_ball_has_one_factor_an_example() -> None:
+    _, x, _ = case("mlp")
+    factor = torch.tensor([[0.0], [1.0], [3.0]]).double()
+    for eps in (0.1, _half((16,)) * 0.1):
+        box = LinfBall(eps).scaled(factor).box(x)
+        for k in range(3):
+            expected = LinfBall(eps).scaled(factor[k].item()).box(x[k : k + 1])
+            torch.testing.assert_close(box.lower[k : k + 1], expected.lower)
+
+
+def test_a_patch_has_no_factor() -> None:
+    with pytest.raises(NotImplementedError, match="a PatchSet has no size that a factor scales"):
+        PatchSet(2, 2).scaled(0.5)
+
+
 def test_frozen_features_do_not_move() -> None:
     vae, x, noise = case("mlp")
     frozen = _half((16,)) == 0

@@ -1,0 +1,165 @@
+"""Digits against the rest, for notebook 8: the AUC that is left whatever an adversary does to the outliers.
+
+Training sees digits alone, and outliers made of them and of noise; no image of the sets that are measured here.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from paperlib.data.datasets import data_origin, load_dataset
+from paperlib.data.outliers import inverted, rotated, shuffled, uniform
+from paperlib.detection import CertifiedDetector
+from paperlib.detection.ranking import auc, guaranteed_auc, two_sided_guaranteed_auc
+from paperlib.models.likelihood import Bernoulli
+from paperlib.models.vae import VAE
+from paperlib.runtime.parallel import in_parallel, training_jobs
+from paperlib.threats.suite import run_suite
+from paperlib.training.config import TrainConfig
+from paperlib.training.loop import train
+
+RADII = (0.1, 0.3)
+MEANS = "pixel means"  # the constant decoder
+SHARED: dict[str, Any] = {"hidden": (64,), "latent_dim": 4, "bound": "crown-ibp", "eps": 0.3, "batch_size": 128}
+DETECTOR = "detector outlier_weight=1.0"  # pushes the certified upper bounds of made-up outliers down
+RECIPES: dict[str, dict[str, Any]] = {
+    "VAE": {"kappa": 1.0},
+    "proVAE": {"kappa": 0.5},
+    "detector": {"kappa": 0.5, "objective": DETECTOR},
+}
+STEPS = {"paper": 4_000, "smoke": 30}
+IMAGES = {"paper": 10_000, "smoke": 50}  # of each set, the first
+ATTACKED = {"paper": 200, "smoke": 5}  # of them
+ATTACK_STEPS = {"paper": 40, "smoke": 3}
+SEED = 0  # of shuffled pixels and uniform noise
+METHOD = "crown-ibp"
+
+
+def configs(dataset: str, profile: str) -> dict[str, TrainConfig]:
+    """The models that are trained, by name."""
+    return {name: TrainConfig(dataset, steps=STEPS[profile], **SHARED | recipe) for name, recipe in RECIPES.items()}
+
+
+def outlier_names(dataset: str) -> tuple[str, ...]:
+    """What digits are told from: other images where the full sets are, and digits made abnormal."""
+    made = ("uniform noise", "inverted digits", "rotated digits", "shuffled digits")
+    return ("fashion-mnist", "notmnist", *made) if dataset == "mnist" else made
+
+
+def images_config(dataset: str, profile: str) -> dict[str, Any]:
+    """What the rows of `image_rows` depend on."""
+    return {
+        "configs": {name: config.as_dict() for name, config in configs(dataset, profile).items()},
+        "data": {name: data_origin(name) for name in outlier_names(dataset) if " " not in name},
+        "radii": list(RADII),
+        "images": IMAGES[profile],
+        "attacked": ATTACKED[profile],
+        "attack_steps": ATTACK_STEPS[profile],
+        "outliers": list(outlier_names(dataset)),
+        "method": METHOD,
+        "seed": SEED,
+    }
+
+
+def outliers(dataset: str, name: str, count: int) -> Tensor:
+    """The first images of an outlier set, [count, 784], float64 in [0, 1]."""
+    if " " not in name:
+        return load_dataset(name, "test").x[:count].double()
+    generator = torch.Generator().manual_seed(SEED)
+    made: dict[str, Callable[[Tensor], Tensor]] = {
+        "uniform noise": partial(uniform, generator=generator),
+        "inverted digits": inverted,
+        "rotated digits": rotated,
+        "shuffled digits": partial(shuffled, generator=generator),
+    }
+    return made[name](load_dataset(dataset, "test").x[:count].double())
+
+
+def pixel_means(x: Tensor) -> VAE:
+    """A constant decoder: each pixel has its mean over x [count, pixels] as its probability, and the KL is 0."""
+    encoder, decoder = nn.Linear(x.shape[1], 2), nn.Linear(1, x.shape[1])
+    with torch.no_grad():
+        for parameter in (*encoder.parameters(), decoder.weight):
+            parameter.zero_()
+        # where no image has ink, a mean of one in ten thousand images stands for none
+        decoder.bias.copy_(torch.logit(x.mean(0).clamp(1e-4, 1 - 1e-4)))
+    return VAE(nn.Sequential(encoder), nn.Sequential(decoder), Bernoulli(), latent_dim=1).eval()
+
+
+def image_rows(dataset: str, profile: str, folder: Path) -> pd.DataFrame:
+    """A row for each model, set of outliers and radius (0: clean), shares in [0, 1]:
+
+    model, kl (mean over held-out digits, nats), seconds (of training), outliers, eps, digits, images (numbers); auc;
+    attacked_auc (the first outliers where the suite of attacks raises them to); guaranteed_auc (outliers at their
+    certified upper bounds); two_sided_auc (digits at their certified lower bounds, too); alarms (certified detection at
+    5 % false alarms); met (inputs that the attacks evaluated), broken (certified alarms that one of them silenced).
+
+    Args:
+        folder: that the trained models are kept in.
+    """
+    digits = load_dataset(dataset)  # here, as each process would look for it
+    works = [(config, folder / config.digest) for config in configs(dataset, profile).values()]
+    works.sort(key=lambda work: work[0].kappa)  # the longest first
+    done = in_parallel(_trained, works, jobs=training_jobs(), name="models")
+    trained = {config.digest: result for (config, _), result in zip(works, done, strict=True)}
+    models = [(name, *trained[config.digest]) for name, config in configs(dataset, profile).items()]
+    models.append((MEANS, pixel_means(digits.x), 0.0))
+    measure = partial(_measured, dataset=dataset, profile=profile)
+    return pd.concat(in_parallel(measure, models, jobs=training_jobs(), name="models"), ignore_index=True)
+
+
+def _trained(work: tuple[TrainConfig, Path]) -> tuple[VAE, float]:
+    config, folder = work
+    start = perf_counter()
+    return train(config, device="cpu", folder=folder).vae, perf_counter() - start
+
+
+def _measured(model: tuple[str, VAE, float], dataset: str, profile: str) -> pd.DataFrame:
+    name, vae, seconds = model
+    count = IMAGES[profile]
+    training = load_dataset(dataset).x
+    held_out = training[-min(1_000, len(training) // 10) :].double()  # what `train` does not train on
+    detector = CertifiedDetector(vae=vae).fit(held_out.numpy())
+    digits = load_dataset(dataset, "test").x[:count].double()
+    images = {kind: outliers(dataset, kind, count) for kind in outlier_names(dataset)}
+    clean = torch.from_numpy(detector.score_samples(digits.numpy()))
+    rows = []
+    for eps in (0.0, *RADII):
+        lower = clean if eps == 0 else _ends(detector, digits, eps)[0]
+        for kind, x in images.items():
+            score, upper = _ends(detector, x, eps)[1:]
+            first = x[: ATTACKED[profile]]
+            ball, noise = detector.ball(eps), detector.noise_.expand(len(first), -1)
+            generator = torch.Generator().manual_seed(SEED)
+            attack = run_suite(detector.vae_, first, ball, noise, ATTACK_STEPS[profile], generator, maximize=True)
+            silenced = (upper[: len(first)] < detector.offset_) & (attack.elbo >= detector.offset_)
+            rows.append(
+                {
+                    **{"model": name, "kl": detector.kl_, "seconds": seconds, "outliers": kind, "eps": eps},
+                    **{"digits": len(digits), "images": len(x), "auc": auc(clean, score)},
+                    "attacked_auc": auc(clean, attack.elbo),
+                    "guaranteed_auc": guaranteed_auc(clean, upper),
+                    "two_sided_auc": two_sided_guaranteed_auc(lower, upper),
+                    "alarms": (upper < detector.offset_).double().mean().item(),
+                    **{"met": attack.evaluated, "broken": int(silenced.sum())},
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def _ends(detector: CertifiedDetector, x: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Certified lower bound, score and certified upper bound of each image, [count] each, nats."""
+    frame = detector.certify(x.numpy(), eps, method=METHOD, radius=False, attack=False)
+    lower, score, upper = (torch.from_numpy(frame[end].to_numpy(copy=True)) for end in ("lower", "score", "upper"))
+    return lower, score, upper
+
+
+def examples(dataset: str) -> dict[str, Tensor]:
+    """The third image of each set of outliers, [sets, 784]."""
+    return {"images": torch.cat([outliers(dataset, name, 3)[2:] for name in outlier_names(dataset)]).float()}
