@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from paperlib.bounds.box import Interval
 from paperlib.bounds.curves import relu_chord
-from paperlib.bounds.interval import propagate_all
+from paperlib.bounds.interval import propagate, propagate_all
 from paperlib.bounds.linear import backward_substitute
 from paperlib.bounds.relaxation import Affine, relaxation_rule
 from paperlib.bounds.rules import apply_rule, named_layers
@@ -98,6 +98,22 @@ def certified_margins(model: ClassVAEs, box: Interval, y: Tensor, rivals: int) -
     radius = ((coefficients + difference).abs() * target_radius).sum(-1)
     margins = constant + (coefficients * target).sum(-1) - radius
     return CertifiedMargins(margins[:-1], margins[-1], chosen)
+
+
+def certified_kl_margins(model: ClassVAEs, box: Interval, y: Tensor) -> Tensor:
+    """Lower bounds of KL_k - KL_y for every x' of the box and each class k, by intervals: [classes, batch], nats, with
+    0 for the own class; differentiable. They know nothing of the decoders.
+
+    Args:
+        box: of the inputs, [batch, features].
+        y: the class of each, [batch].
+    """
+    mean = _affine(propagate(model.shared, box, "shared"), model.mean_weight, model.mean_bias)
+    constant = kl_log_var_term(model.log_var).sum(-1) / 2
+    nearest = (mean.lower.clamp(min=0) + mean.upper.clamp(max=0)).square().sum(-1) / 2 + constant
+    farthest = torch.maximum(mean.lower.square(), mean.upper.square()).sum(-1) / 2 + constant
+    own = y, torch.arange(len(y), device=y.device)
+    return (nearest - farthest[own]).index_put(own, torch.zeros_like(farthest[own]))
 
 
 @dataclass(frozen=True)
