@@ -2,6 +2,7 @@
 
 import copy
 import math
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -23,7 +24,6 @@ from paperlib.detection.margin_training import MarginConfig, train_on_margins
 from paperlib.detection.scaler import Radii, Scaler, feature_radii
 from paperlib.detection.table import column_names, numeric_rows
 from paperlib.models.likelihood import Bernoulli, Gaussian, Likelihood
-from paperlib.models.vae import VAE
 from paperlib.threats.balls import LinfBall
 from paperlib.threats.perturbation import PerturbationSet
 
@@ -195,27 +195,16 @@ class GenerativeClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc
         """
         return classifier_file.load(cls, path, shared)
 
-    @property
-    def vaes_(self) -> list[VAE]:
-        return self._vaes
-
     def set_model(self, model: ClassVAEs, scaler: Scaler | None) -> None:
         """Take these trained models, as `fit` and `load` do."""
         self.model_, self.scaler_ = model.double().eval(), scaler
-        self._vaes = self.model_.vaes(scaler)
+        self.vaes_ = self.model_.vaes(scaler)
 
     def _train(self, rows: Tensor, numbers: Tensor, seed: int) -> None:
         scaler = Scaler.of(rows, column_names(self)) if self.standardize and self.likelihood == "gaussian" else None
         radius = feature_radii(DEFAULT_RADIUS * rows.std(0) if self.eps is None else self.eps, rows.shape[1])
-        config = MarginConfig(
-            steps=self.steps,
-            batch_size=self.batch_size,
-            lr=self.lr,
-            temperature=self.temperature,
-            likelihood_weight=self.likelihood_weight,
-            rivals=self.rivals,
-            seed=seed,
-        )
+        options = {field.name: getattr(self, field.name) for field in fields(MarginConfig) if field.name != "seed"}
+        config = MarginConfig(**options, seed=seed)
         x, ball = rows.float(), LinfBall(radius.float(), *self._range)
         if scaler is not None:
             x, ball = scaler.standardized(rows), LinfBall((radius / scaler.spread).float(), -math.inf, math.inf)
