@@ -75,7 +75,7 @@ class GenerativeClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc
         batch_size: int = 128,
         lr: float = 2e-3,
         temperature: float = 50.0,
-        likelihood_weight: float = 0.01,
+        likelihood_weight: float = 0.05,
         rivals: int = 4,
         standardize: bool = True,
         low: float = -math.inf,

@@ -1,7 +1,7 @@
 """Training of `ClassVAEs` on certified margins, in two parts.
 
-    encoders   minimise  CE( KL_k - KL_y )       certified margins of the posteriors' KL alone, radius rising from 0
-    all        minimise  CE( M_k ) - w C_y / T   certified margins M_k of the ELBOs, and the own class's certified ELBO
+    encoders   minimise  CE( KL_k - KL_y ) + w KL_y / T   certified margins of the KL alone, with a radius rising from 0
+    all        minimise  CE( M_k ) - w C_y / T            certified margins M_k of the ELBOs, and a certificate C_y
 
     CE(M) = mean of  log( 1 + sum over rivals k of exp(-M_k / T) )
 
@@ -34,7 +34,7 @@ class MarginConfig:
     batch_size: int = 128  # Examples in a step; at most as many as there are.
     lr: float = 2e-3  # Learning rate of Adam.
     temperature: float = 50.0  # T, in nats.
-    likelihood_weight: float = 0.01  # w, of the own class's certified ELBO.
+    likelihood_weight: float = 0.05  # w, of the own class's certified ELBO.
     rivals: int = 4  # Nearest classes whose margins a step computes; at most one less than there are.
     seed: int = 0  # Seed of the batches.
 
@@ -76,8 +76,9 @@ def train_on_margins(model: ClassVAEs, x: Tensor, y: Tensor, ball: LinfBall, con
         start, end = RAMP
         radius = min(1.0, max(0.0, (done - start) / (end - start)))
         smaller = LinfBall(radius * ball.eps, ball.low, ball.high)
-        margins = certified_kl_margins(model, smaller.unchecked_region(x[rows]).box, y[rows])
-        return (-margins / config.temperature).logsumexp(0).mean()
+        margins, own = certified_kl_margins(model, smaller.unchecked_region(x[rows]).box, y[rows])
+        entropy = (-margins / config.temperature).logsumexp(0).mean()
+        return entropy + config.likelihood_weight * own.mean() / config.temperature
 
     def by_margins(rows: Tensor, _: float) -> Tensor:
         rivals = min(config.rivals, model.sizes.classes - 1)
