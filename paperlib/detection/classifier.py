@@ -74,7 +74,7 @@ class GenerativeClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc
         steps: int = 2_500,
         batch_size: int = 128,
         lr: float = 2e-3,
-        temperature: float = 50.0,
+        temperature: float = 10.0,
         likelihood_weight: float = 0.05,
         rivals: int = 4,
         standardize: bool = True,

@@ -33,7 +33,7 @@ class MarginConfig:
     steps: int = 2_500  # Number of the optimizer's steps.
     batch_size: int = 128  # Examples in a step; at most as many as there are.
     lr: float = 2e-3  # Learning rate of Adam.
-    temperature: float = 50.0  # T, in nats.
+    temperature: float = 10.0  # T, in nats.
     likelihood_weight: float = 0.05  # w, of the own class's certified ELBO.
     rivals: int = 4  # Nearest classes whose margins a step computes; at most one less than there are.
     seed: int = 0  # Seed of the batches.

@@ -106,7 +106,9 @@ def test_an_unknown_class_has_no_margin(fitted: GenerativeClassifier) -> None:
         fitted.certify(X[:1], 0.1, ["broken"])
 
 
-CHECKED = GenerativeClassifier(shared=8, hidden=4, latent_dim=2, steps=25, batch_size=16, lr=5e-2)
+CHECKED = GenerativeClassifier(
+    shared=8, hidden=4, latent_dim=2, steps=40, batch_size=32, lr=2e-2, scale=1.0, temperature=2.0
+)
 FAILS = {
     "check_do_not_raise_errors_in_init_or_set_params": "the tests check type hints, and it passes numbers for all "
     "parameters; without that check __init__ only stores them",
