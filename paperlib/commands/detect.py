@@ -50,7 +50,7 @@ class Fit(Command):
     """Widths of the encoder's hidden layers, which the decoder mirrors."""
     latent_dim: int = 8
     """Number of latent coordinates."""
-    scale: float = 0.3
+    scale: float = 0.5
     """Standard deviation of the Gaussian likelihood, in standard deviations of each column, or in the columns' own unit
     with --no-standardize."""
     kappa: float = 0.5
