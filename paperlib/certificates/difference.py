@@ -57,10 +57,9 @@ def elbo_difference(
     in nats.
 
     Never looser than the difference of the separate bounds of `elbo_bounds` by the same method, and no tighter for two
-    Gaussians of different scales. Holds in real
-    arithmetic; with `sound` for the real difference of the two numbers that `elbo` returns in the precision of its
-    arguments, so that a positive bound means that the first is the larger. Differentiable by "crown-ibp" in the
-    parameters of both models.
+    Gaussians of different scales. Holds in real arithmetic; with `sound` for the real difference of the two numbers
+    that `elbo` returns in the precision of its arguments, so that a positive bound means that the first is the larger.
+    Differentiable by "crown-ibp" in the parameters of both models.
 
     Args:
         a, b: models of the same data, in evaluation mode. Layers that their encoders share are the same objects.
@@ -79,8 +78,8 @@ def elbo_difference(
 
 @dataclass(frozen=True)
 class HalfBound:
-    """Linear functions below sign * ELBO, but for the term h(t) of `_fit`: one of the input of each layer of the encoder,
-    so the first of x' itself.
+    """Linear functions below sign * ELBO, but for the term h(t) of `_fit`: one of the input of each layer of the
+    encoder, so the first of x' itself.
     """
 
     posterior: PosteriorFunction

@@ -50,8 +50,9 @@ class Fit(Command):
     """Widths of the encoder's hidden layers, which the decoder mirrors."""
     latent_dim: int = 8
     """Number of latent coordinates."""
-    scale: float = 0.3
-    """Standard deviation of the Gaussian likelihood, in standard deviations of each column."""
+    scale: float = 0.5
+    """Standard deviation of the Gaussian likelihood, in standard deviations of each column, or in the columns' own unit
+    with --no-standardize."""
     kappa: float = 0.5
     """Weight of the clean ELBO in training against its certified bound; 1 is a plain VAE."""
     steps: int = 2_500
@@ -62,12 +63,15 @@ class Fit(Command):
     """Fixed noise draws that the score is the mean over; 0 is the posterior mean alone."""
     likelihood: Literal["gaussian", "bernoulli"] = "gaussian"
     """Density of the rows; bernoulli is for values in [0, 1]."""
+    standardize: bool = True
+    """Whether the model sees each column less its mean and in units of its standard deviation. Columns of one kind,
+    such as the samples of a signal, may do better without."""
     low: float = -math.inf
     """Smallest value that a column can have; perturbations are clipped to it."""
     high: float = math.inf
     """Largest value that a column can have; perturbations are clipped to it."""
     seed: int = 0
-    """Of the rows held out, the weights and the batches."""
+    """Seed of the choice of rows held out, the weights and the batches."""
 
     def run(self) -> None:
         from paperlib.detection import CertifiedDetector

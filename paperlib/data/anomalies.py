@@ -15,7 +15,7 @@ from paperlib.data.embedded import embedded_arrays
 
 
 def heartbeats(split: Literal["train", "test"], expected: str) -> Dataset:
-    """ECG5000: the heartbeats of one patient, 140 samples each, in units of the beat's own standard deviation.
+    """ECG5000: heartbeats of one patient, drawn at random: 140 samples in units of the beat's standard deviation.
 
     2,919 beats are normal, 2,081 abnormal: 1,752 normal ones train, 1,167 and all abnormal ones test. y is the
     archive's class less one: 0 normal, 1 R-on-T premature ventricular contraction, 2 premature ventricular contraction,

@@ -99,6 +99,8 @@ def _header(path: Path, lines: Iterator[tuple[int, list[str]]]) -> tuple[str, ..
     names = tuple(cell.strip() for cell in cells)
     if not names:
         raise TableError(f"{path} is empty: its first line must name the columns")
+    if len(names) == 1 and {";", "\t"} & {*names[0]}:
+        raise TableError(f"{path}, line {line}: values are to be separated by commas, here is {names[0]!r}")
     if "" in names:
         raise TableError(f"{path}, line {line}: column {names.index('') + 1} has no name")
     numbers = [number for name in names if (number := _number(name)) is not None]

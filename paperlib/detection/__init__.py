@@ -3,6 +3,7 @@
 Estimators by scikit-learn's conventions. They are imported from here, not from `paperlib`, which needs no scikit-learn.
 """
 
+from paperlib.detection.classifier import GenerativeClassifier
 from paperlib.detection.detector import CertifiedDetector
 
-__all__ = ["CertifiedDetector"]
+__all__ = ["CertifiedDetector", "GenerativeClassifier"]

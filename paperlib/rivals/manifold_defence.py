@@ -101,8 +101,9 @@ def attack_defence(
     each gradient of SURROGATES; never above that of x. "strongest" is the least of them all and of one more search,
     through the unrolled projection from the best point.
 
-    Whatever gradient leads there, the margin is that of the true projection. Each gradient begins at x, and where the
-    same search ends on the classifier without a defence.
+    Whatever gradient leads there, the margin is that of the true projection. No search proves that there is no smaller
+    one: an accuracy under attack is an upper bound. Each gradient begins at x, and where the same search ends on the
+    classifier without a defence.
 
     Args:
         x: [batch, *data_shape] in the data range.

@@ -266,6 +266,7 @@ def test_the_leaning_bound_is_the_value_at_one_end_and_tighter_than_intervals(li
 # Planted bugs. Too small to be seen even here: ACCUMULATION_ERROR alone, and the KL's part of PosteriorRounding. Both
 # are of the float64 arithmetic of the bound; the roundings of the deployed network beside them are always larger.
 
+SUBSTITUTING = (backward, backward_rounding, relaxed_layer, zonotope)
 real_layer, real_posterior, real_relax = (kind.of for kind in (RelaxedLayer, PosteriorRounding, RelaxedVAE))
 real_image, real_zonotope = zonotope._image, zonotope._backward_zonotope
 

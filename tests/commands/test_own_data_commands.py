@@ -216,9 +216,9 @@ def test_a_collapsed_posterior_is_said_in_a_line_of_its_own(capsys: pytest.Captu
     assert said[3].startswith("warning: the posterior has collapsed: a KL of ") and said[-1].startswith("rows in ")
 
 
-@pytest.mark.parametrize("command", ["train", "attack", "certify", "sweep"])
+@pytest.mark.parametrize("command", ["train", "attack", "certify", "sweep", "detect fit", "detect score"])
 def test_each_flag_is_explained_in_a_sentence(command: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert status(command, "--help") == 0
+    assert status(*command.split(), "--help") == 0
     own = capsys.readouterr().out.partition("grid options")[0]  # those of a grid are explained by train
     inside = "\n".join(line.strip("│ ") for line in own.splitlines())
     flags = re.findall(r"^(--[a-z]\S*)(.*?)(?=^--[a-z]|\Z)", inside, re.DOTALL | re.MULTILINE)

@@ -58,6 +58,7 @@ def test_numbers_may_name_the_columns_where_they_count_them(tmp_path: Path) -> N
         ("\n \n", "rows.csv is empty"),
         ("a,b\n", "rows.csv has a header and no rows"),
         ("1.5,2\n3,4\n", "rows.csv, line 1: the first line must name the columns, and here are numbers"),
+        ("a;b\n1;2\n", "rows.csv, line 1: values are to be separated by commas, here is 'a;b'"),
         ("a,,c\n1,2,3\n", "rows.csv, line 1: column 2 has no name"),
         ("a,b,a\n1,2,3\n", "rows.csv, line 1: two columns have the name 'a'"),
         ("a,b\n1,2\n\n1,two\n", "rows.csv, line 4, column 'b' holds 'two', which is no number"),

@@ -1,0 +1,136 @@
+"""The rows of a certified classifier: prediction, margin, attacked margin, and its certified lower bounds."""
+
+from collections.abc import Callable, Sequence
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from paperlib.certificates.difference import LinearElboBounds, difference_lower
+from paperlib.certificates.evaluation import ALLOWANCE, SandwichViolationError
+from paperlib.certificates.method import Method
+from paperlib.models.vae import VAE
+from paperlib.runtime.progress import Progress
+from paperlib.threats.attacks import descend
+from paperlib.threats.perturbation import PerturbationSet
+
+ROWS = 200  # at a time
+TARGETS = 3  # nearest rivals that each get an attack of their own
+
+ClassScores = Callable[[Tensor], Tensor]  # [batch, *data_shape] -> [classes, batch], nats
+
+
+@torch.no_grad()
+def certified_margins(
+    vaes: Sequence[VAE],
+    prior: Tensor,
+    scores: ClassScores,
+    x: Tensor,
+    y: Tensor | None,
+    perturbation: PerturbationSet,
+    method: str | Method,
+    sound: bool,
+    attack: int,
+) -> pd.DataFrame:
+    """See `GenerativeClassifier.certify`. Rows pass through in chunks, so that memory does not grow with their number.
+
+    Args:
+        vaes: one a class; the scores are their ELBOs at noise 0, plus the prior.
+        prior: logarithm of the classes' probabilities, [classes].
+        x: [rows, features], float64.
+        y: numbers of the classes that margins are of, [rows]; None: of the predicted ones.
+    """
+    perturbation.check(x)
+    frames = []
+    with Progress(f"certify {perturbation.label}", len(x)) as progress:
+        for start in range(0, len(x), ROWS):
+            rows = slice(start, start + ROWS)
+            part, threat = x[rows], perturbation.rows(rows, x)
+            clean = scores(part)
+            prediction = clean.argmax(0)
+            own = prediction if y is None else y[rows]
+            joint, separate = _certified(vaes, prior, part, own, threat, method, sound)
+            margin = _margin(clean, own)
+            columns = {"prediction": prediction, "margin": margin, "certified": joint, "separate": separate}
+            if attack:
+                columns["attacked"] = _attacked(scores, part, own, threat, attack, done=joint > 0)
+            _check(columns)
+            frames.append(pd.DataFrame({name: column.numpy() for name, column in columns.items()}))
+            progress.step(len(part))
+    return pd.concat(frames, ignore_index=True)
+
+
+def _margin(scores: Tensor, own: Tensor) -> Tensor:
+    """The score of the own class less the largest other, [batch]."""
+    rivals = scores.scatter(0, own[None], -torch.inf).amax(0)
+    return scores.gather(0, own[None])[0] - rivals
+
+
+def _certified(
+    vaes: Sequence[VAE],
+    prior: Tensor,
+    x: Tensor,
+    own: Tensor,
+    perturbation: PerturbationSet,
+    method: str | Method,
+    sound: bool,
+) -> tuple[Tensor, Tensor]:
+    """The least certified margin over all rivals, [batch], by joint and by separate bounds."""
+    joint, separate = (torch.full(own.shape, torch.inf, dtype=x.dtype) for _ in range(2))
+    noise = x.new_zeros(len(x), vaes[0].latent_dim)
+    for number in own.unique().tolist():
+        rows = (own == number).nonzero()[:, 0]
+        threat = perturbation.rows(rows, x)
+        bounds = [LinearElboBounds.of(vae, x[rows], threat, noise[rows], method, sound=sound) for vae in vaes]
+        for rival in range(len(vaes)):
+            if rival == number:
+                continue
+            ahead = prior[number] - prior[rival]
+            apart = bounds[number].interval.lower - bounds[rival].interval.upper + ahead
+            together = difference_lower(bounds[number], bounds[rival]) + ahead
+            joint[rows] = torch.minimum(joint[rows], together)
+            separate[rows] = torch.minimum(separate[rows], apart)
+    return joint, separate
+
+
+def _attacked(
+    scores: ClassScores, x: Tensor, own: Tensor, perturbation: PerturbationSet, steps: int, done: Tensor
+) -> Tensor:
+    """The least margin that is met, [batch]: against whichever rival leads, and where that breaks nothing, against each
+    of the nearest; the latter not for examples that are `done`, whose margin is proven to stay positive.
+    """
+
+    def objective(point: Tensor) -> Tensor:
+        return _margin(scores(point), own)
+
+    _, least = descend(objective, x, perturbation, x, steps)
+    others = scores(x).scatter(0, own[None], -torch.inf)
+    nearest = others.topk(min(TARGETS, len(others) - 1), 0).indices
+    for rivals in nearest:
+        rows = ((least > 0) & ~done).nonzero()[:, 0]
+        if len(rows) == 0:
+            break
+        picked = torch.stack([own[rows], rivals[rows]])
+
+        def toward(point: Tensor, picked: Tensor = picked) -> Tensor:
+            first, second = scores(point).gather(0, picked)
+            return first - second
+
+        point, _ = descend(toward, x[rows], perturbation.rows(rows, x), x[rows], steps)
+        least[rows] = torch.minimum(least[rows], _margin(scores(point), own[rows]))
+    return least
+
+
+def _check(columns: dict[str, Tensor]) -> None:
+    """Raises SandwichViolationError unless certified <= attacked <= margin, to within float64 rounding."""
+    margin = columns["margin"]
+    attacked = columns.get("attacked", margin)
+    allowed = ALLOWANCE * (1 + margin.abs())
+    for low, high in ((columns["certified"], attacked), (attacked, margin)):
+        holds = low <= high + allowed
+        if not holds.all():
+            row = int((~holds).nonzero()[0])
+            values = {name: column[row].item() for name, column in columns.items()}
+            raise SandwichViolationError(
+                f"{int((~holds).sum())} of {len(holds)} rows break certified <= attacked <= margin; the first: {values}"
+            )

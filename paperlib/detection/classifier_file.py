@@ -1,0 +1,60 @@
+"""A generative classifier in one safetensors file with a JSON header: weights, classes and parameters. No pickle."""
+
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+
+from paperlib.detection.scaler import Scaler
+from paperlib.runtime.files import DamagedFileError, read_tensors, write_tensors
+
+FORMAT = "generative classifier 1"  # of the header
+
+Classifier = TypeVar("Classifier", bound=Any)
+
+
+def save(path: str | Path, classifier: Any) -> None:
+    """Write a fitted classifier; whole or not at all, and the same classifier gives the same bytes."""
+    tensors = classifier.model_.state_dict() | {"log_prior": torch.from_numpy(classifier.log_prior_)}
+    if classifier.scaler_ is not None:
+        tensors |= {"mean": classifier.scaler_.mean, "spread": classifier.scaler_.spread}
+    names = getattr(classifier, "feature_names_in_", None)
+    header = {
+        "format": FORMAT,
+        "parameters": {name: _plain(value) for name, value in classifier.get_params().items()},
+        "classes": classifier.classes_.tolist(),
+        "features": classifier.n_features_in_,
+        "names": None if names is None else names.tolist(),
+    }
+    write_tensors(path, tensors, header)
+
+
+def load(kind: type[Classifier], path: str | Path) -> Classifier:
+    """The inverse of `save`: a classifier of this class.
+
+    Raises FileNotFoundError, and DamagedFileError for a file that is no classifier's.
+    """
+    tensors, header = read_tensors(path)
+    if header.get("format") != FORMAT:
+        raise DamagedFileError(f"{path} is no generative classifier: GenerativeClassifier.save writes one")
+    try:
+        classifier = kind(**header["parameters"])
+        classifier.classes_, classifier.n_features_in_ = np.array(header["classes"]), int(header["features"])
+        if header["names"] is not None:
+            classifier.feature_names_in_ = np.array(header["names"], dtype=object)
+        classifier.log_prior_ = tensors.pop("log_prior").numpy()
+        scaler = Scaler(tensors.pop("mean"), tensors.pop("spread")) if "spread" in tensors else None
+        model = classifier.untrained(0).double()
+        model.load_state_dict(tensors)
+        classifier.set_model(model, scaler)
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise DamagedFileError(f"{path} holds no whole classifier ({error})") from error
+    return classifier
+
+
+def _plain(value: Any) -> Any:
+    """The value in types of JSON; None for the state of a random generator, which has done its work."""
+    if isinstance(value, np.ndarray | np.generic | torch.Tensor):
+        return value.tolist()
+    return None if isinstance(value, np.random.RandomState) else value
