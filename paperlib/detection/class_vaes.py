@@ -1,9 +1,10 @@
-"""One VAE for each class, whose encoders share their first layer: a conditional VAE with the weights of all classes in
+"""One VAE for each class, whose encoders share their first layers: a conditional VAE with the weights of all classes in
 one tensor, so that a training step is a few batched products.
 
 Shapes: x is [batch, features]; what belongs to all classes is [classes, batch, ...].
 """
 
+import copy
 import math
 from dataclasses import dataclass
 
@@ -20,17 +21,16 @@ from paperlib.models.vae import VAE
 
 @dataclass(frozen=True)
 class Sizes:
-    """Widths of the layers. The first is shared by all classes."""
+    """Widths of the layers behind those that all classes share."""
 
     features: int
     classes: int
-    shared: int  # units of the encoders' first layer
     hidden: int  # units of each decoder's hidden layer
     latent_dim: int
 
 
 class ClassVAEs(nn.Module):
-    """The VAEs of all classes:  encoder features - shared - latent,  decoder latent - hidden - features,  with ReLU.
+    """The VAEs of all classes:  encoder features - shared layers - latent,  decoder latent - hidden - features.
 
     The posterior's variances are constants of each class: the score is at the posterior mean and asks for no others,
     and bounds of their exponential would be the least stable part of training.
@@ -38,15 +38,17 @@ class ClassVAEs(nn.Module):
     Args:
         sizes: of the layers.
         likelihood: `Bernoulli()`, or a `Gaussian` of one scale.
+        shared: the encoders' first layers, [batch, features] -> [batch, units]; each has an interval and a relaxation
+            rule.
     """
 
-    def __init__(self, sizes: Sizes, likelihood: Likelihood):
+    def __init__(self, sizes: Sizes, likelihood: Likelihood, shared: nn.Sequential):
         super().__init__()
-        self.sizes, self.likelihood = sizes, likelihood
+        self.sizes, self.likelihood, self.shared = sizes, likelihood, shared
         classes, latent, hidden = sizes.classes, sizes.latent_dim, sizes.hidden
+        units = shared(torch.zeros(1, sizes.features)).shape[1]
         # weights are [classes, in, out], so that a layer of all classes is one `baddbmm`
-        self.shared = nn.Linear(sizes.features, sizes.shared)
-        self.mean_weight, self.mean_bias = _layer(classes, sizes.shared, latent)
+        self.mean_weight, self.mean_bias = _layer(classes, units, latent)
         self.log_var = nn.Parameter(torch.zeros(classes, 1, latent))
         self.hidden_weight, self.hidden_bias = _layer(classes, latent, hidden)
         self.output_weight, self.output_bias = _layer(classes, hidden, sizes.features)
@@ -57,7 +59,7 @@ class ClassVAEs(nn.Module):
         Args:
             noise: [batch, latent_dim], the same for all classes; None: zeros.
         """
-        shared = F.relu(self.shared(x)).expand(self.sizes.classes, -1, -1)
+        shared = self.shared(x).expand(self.sizes.classes, -1, -1)
         mean = torch.baddbmm(self.mean_bias, shared, self.mean_weight)
         log_var = self.log_var.expand_as(mean)
         latent = mean if noise is None else gaussian.reparametrize(mean, log_var, noise)
@@ -67,12 +69,12 @@ class ClassVAEs(nn.Module):
         return fit.view(output.shape[:2]), gaussian.kl(mean, log_var)
 
     def vaes(self, scaler: Scaler | None = None) -> list[VAE]:
-        """Each class's model in float64 and evaluation mode. The encoders' first layers are the same objects.
+        """Each class's model in float64 and evaluation mode. The encoders' shared layers are the same objects.
 
         Args:
             scaler: if given, that of the units in which this was trained; the models are then in the user's units.
         """
-        shared: list[nn.Module] = [_linear(self.shared.weight.T, self.shared.bias), nn.ReLU()]
+        shared = [*copy.deepcopy(self.shared)]
         if scaler is not None:
             shared.insert(0, Scaling(1 / scaler.spread, -scaler.mean / scaler.spread))
         return [self._vae(number, shared, scaler) for number in range(self.sizes.classes)]

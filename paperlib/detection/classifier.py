@@ -1,5 +1,6 @@
 """A classifier with a VAE for each class, whose predictions come with certificates, by scikit-learn's conventions."""
 
+import copy
 import math
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -12,7 +13,7 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils import assert_all_finite, check_random_state
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, column_or_1d
-from torch import Tensor
+from torch import Tensor, nn
 
 from paperlib.certificates.method import Method
 from paperlib.detection import classifier_file
@@ -36,14 +37,15 @@ class GenerativeClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc
 
     Analysis by synthesis (Schott et al. 2018, arXiv 1805.09190): the prediction is the class whose VAE has the largest
     ELBO at the posterior mean, plus the logarithm of the class's share of the training rows. The encoders share their
-    first layer. `fit` trains by likelihood and then on certified margins, see `paperlib.detection.margin_training`.
+    first layers. `fit` trains by likelihood and then on certified margins, see `paperlib.detection.margin_training`.
 
     Radii and rows are in the user's units. Inside, features are standardized by their mean and spread (standard
     deviation), which is a layer of each model.
 
     Args:
         eps: radius to train for, in the user's units: one number, or one a feature; None: 0.1 spread of each feature.
-        shared: units of the first layer, which the encoders share.
+        shared: units of the first layer, which the encoders share; or several such layers, [rows, features] -> [rows,
+            units], such as convolutions. They are trained from new weights, in a copy.
         hidden: units of each decoder's hidden layer.
         latent_dim: number of latents of each class.
         scale: standard deviation of the Gaussian likelihood, in spreads of each feature.
@@ -65,14 +67,14 @@ class GenerativeClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc
         self,
         eps: Radii | None = None,
         *,
-        shared: int = 512,
+        shared: int | nn.Sequential = 512,
         hidden: int = 64,
         latent_dim: int = 8,
         scale: float = 0.3,
         steps: int = 2_500,
         batch_size: int = 128,
         lr: float = 2e-3,
-        temperature: float = 10.0,
+        temperature: float = 50.0,
         likelihood_weight: float = 0.01,
         rivals: int = 4,
         standardize: bool = True,
@@ -183,9 +185,15 @@ class GenerativeClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc
         classifier_file.save(path, self)
 
     @classmethod
-    def load(cls, path: str | Path) -> Self:
-        """The classifier stored at `path`. Raises FileNotFoundError, and DamagedFileError for another file."""
-        return classifier_file.load(cls, path)
+    def load(cls, path: str | Path, shared: nn.Sequential | None = None) -> Self:
+        """The classifier stored at `path`.
+
+        Args:
+            shared: for one with shared layers of the user's own: such layers, to be filled; they are not changed.
+
+        Raises FileNotFoundError, and DamagedFileError for a file that is no classifier's.
+        """
+        return classifier_file.load(cls, path, shared)
 
     @property
     def vaes_(self) -> list[VAE]:
@@ -217,11 +225,16 @@ class GenerativeClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc
 
     def untrained(self, seed: int) -> ClassVAEs:
         """Models of the sizes that the parameters name; the weights are determined by the seed."""
-        sizes = Sizes(self.n_features_in_, len(self.classes_), self.shared, self.hidden, self.latent_dim)
+        sizes = Sizes(self.n_features_in_, len(self.classes_), self.hidden, self.latent_dim)
         likelihood: Likelihood = Bernoulli() if self.likelihood == "bernoulli" else Gaussian(self.scale)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return ClassVAEs(sizes, likelihood)
+            if isinstance(self.shared, nn.Sequential):
+                shared = copy.deepcopy(self.shared)
+                shared.apply(lambda layer: layer.reset_parameters() if hasattr(layer, "reset_parameters") else None)
+            else:
+                shared = nn.Sequential(nn.Linear(self.n_features_in_, self.shared), nn.ReLU())
+            return ClassVAEs(sizes, likelihood, shared)
 
     @torch.no_grad()
     def _all_scores(self, X: Any) -> NDArray[np.float64]:

@@ -5,6 +5,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from torch import nn
 
 from paperlib.detection.scaler import Scaler
 from paperlib.runtime.files import DamagedFileError, read_tensors, write_tensors
@@ -30,16 +31,16 @@ def save(path: str | Path, classifier: Any) -> None:
     write_tensors(path, tensors, header)
 
 
-def load(kind: type[Classifier], path: str | Path) -> Classifier:
-    """The inverse of `save`: a classifier of this class.
-
-    Raises FileNotFoundError, and DamagedFileError for a file that is no classifier's.
-    """
+def load(kind: type[Classifier], path: str | Path, shared: nn.Sequential | None) -> Classifier:
+    """The inverse of `save`: a classifier of this class. Arguments and errors as `GenerativeClassifier.load`."""
     tensors, header = read_tensors(path)
     if header.get("format") != FORMAT:
         raise DamagedFileError(f"{path} is no generative classifier: GenerativeClassifier.save writes one")
     try:
-        classifier = kind(**header["parameters"])
+        parameters = header["parameters"] | ({} if shared is None else {"shared": shared})
+        if parameters["shared"] is None:
+            raise ValueError("its shared layers are the user's own: pass such layers, load(path, shared=my_layers)")
+        classifier = kind(**parameters)
         classifier.classes_, classifier.n_features_in_ = np.array(header["classes"]), int(header["features"])
         if header["names"] is not None:
             classifier.feature_names_in_ = np.array(header["names"], dtype=object)
@@ -54,7 +55,7 @@ def load(kind: type[Classifier], path: str | Path) -> Classifier:
 
 
 def _plain(value: Any) -> Any:
-    """The value in types of JSON; None for the state of a random generator, which has done its work."""
+    """The value in types of JSON; None for what no header holds: layers, and the state of a random generator."""
     if isinstance(value, np.ndarray | np.generic | torch.Tensor):
         return value.tolist()
-    return None if isinstance(value, np.random.RandomState) else value
+    return None if isinstance(value, np.random.RandomState | nn.Module) else value

@@ -1,32 +1,38 @@
-"""Training of `ClassVAEs`: first each class by its likelihood, then all together on certified margins.
+"""Training of `ClassVAEs` on certified margins, in three parts.
 
-    minimise   mean of  log( 1 + sum over rivals k of exp(-M_k(x) / T) )  -  w C_y(x) / T
+    encoders   minimise  CE( KL_k - KL_y )       certified margins of the posteriors' KL alone, radius rising from 0
+    decoders   maximise  ELBO_y                  by likelihood, on what the encoders have learned
+    all        minimise  CE( M_k ) - w C_y / T   certified margins M_k of the ELBOs, and the own class's certified ELBO
 
-M_k is the certified margin to class k over the ball around x, C_y the certified ELBO of the own class. The radius of
-the ball rises from 0, where margins are the plain ones (Gowal et al. 2018; Shi et al. 2021, arXiv 2103.17268).
+    CE(M) = mean of  log( 1 + sum over rivals k of exp(-M_k / T) )
+
+The first part is by intervals and needs no decoder, so that a step costs a fraction of one of the last part. Without it
+the models come out nearly linear in x: the decoders' constants alone tell digits apart, and wide boxes of the encoders
+keep them from learning more. A radius that rises is from Gowal et al. 2018 (arXiv 1810.12715).
 """
 
 import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from paperlib.detection.class_vaes import ClassVAEs
-from paperlib.detection.margins import certified_margins
+from paperlib.detection.margins import certified_kl_margins, certified_margins
 from paperlib.runtime.progress import Progress
 from paperlib.threats.balls import LinfBall
 
 
 @dataclass(frozen=True)
 class MarginConfig:
-    """What decides a training, but for model, data and radius. Raises ValueError naming the first field out of range."""
+    """What decides a training beside model, data and radius. Raises ValueError naming the first field out of range."""
 
     steps: int = 2_500  # Number of the optimizer's steps.
     batch_size: int = 128  # Examples in a step; at most as many as there are.
-    lr: float = 2e-3  # Learning rate of Adam, up to the end of the ramp.
-    temperature: float = 10.0  # T, in nats.
+    lr: float = 2e-3  # Learning rate of Adam.
+    temperature: float = 50.0  # T, in nats.
     likelihood_weight: float = 0.01  # w, of the own class's certified ELBO.
     rivals: int = 4  # Nearest classes whose margins a step computes; at most one less than there are.
     seed: int = 0  # Seed of batches and noise.
@@ -45,10 +51,10 @@ class MarginConfig:
                 raise ValueError(f"{name} is out of range: {getattr(self, name)!r}")
 
 
-BY_LIKELIHOOD = 0.05  # share of the steps that train each class alone; then the radius begins to rise
-RAMP_END = 0.6  # share of the steps after which the radius stays, and the learning rate falls
-LR_FINAL = 0.01  # share of the learning rate that is left at the last step
-LARGEST_GRADIENT = 10.0  # norm
+ENCODERS, DECODERS = 0.6, 0.1  # shares of the steps of the first two parts
+RAMP = 0.1, 0.6  # shares of the first part's steps between which the radius rises
+LAST = 0.05  # share of the learning rate that is left at a part's end
+LARGEST_GRADIENT = 1.0  # norm
 
 
 def train_on_margins(model: ClassVAEs, x: Tensor, y: Tensor, ball: LinfBall, config: MarginConfig) -> None:
@@ -62,37 +68,65 @@ def train_on_margins(model: ClassVAEs, x: Tensor, y: Tensor, ball: LinfBall, con
     Raises ArithmeticError if the loss stops being finite.
     """
     generator = torch.Generator().manual_seed(config.seed)
-    optimizer = torch.optim.Adam(model.parameters(), lr=config.lr)
-    order, size = torch.empty(0, dtype=torch.long), min(config.batch_size, len(x))
+    batches = _batches(len(x), min(config.batch_size, len(x)), generator)
+    encoders = [*model.shared.parameters(), model.mean_weight, model.mean_bias]
+    trained = {id(parameter) for parameter in encoders}
+    decoders = [parameter for parameter in model.parameters() if id(parameter) not in trained]
+
+    def by_kl(rows: Tensor, done: float) -> Tensor:
+        start, end = RAMP
+        radius = min(1.0, max(0.0, (done - start) / (end - start)))
+        smaller = LinfBall(radius * ball.eps, ball.low, ball.high)
+        margins = certified_kl_margins(model, smaller.unchecked_region(x[rows]).box, y[rows])
+        return (-margins / config.temperature).logsumexp(0).mean()
+
+    def by_likelihood(rows: Tensor, _: float) -> Tensor:
+        noise = torch.randn(len(rows), model.sizes.latent_dim, generator=generator)
+        fit, kl = model.terms(x[rows], noise)
+        return -(fit - kl)[y[rows], torch.arange(len(rows))].mean() / config.temperature
+
+    def by_margins(rows: Tensor, _: float) -> Tensor:
+        rivals = min(config.rivals, model.sizes.classes - 1)
+        certified = certified_margins(model, ball.unchecked_region(x[rows]).box, y[rows], rivals)
+        logits = F.pad(-certified.margins / config.temperature, (0, 0, 0, 1))  # that of the own class is 0
+        return logits.logsumexp(0).mean() - config.likelihood_weight * certified.own.mean() / config.temperature
+
+    first, second = round(ENCODERS * config.steps), round(DECODERS * config.steps)
     with Progress(f"train {model.sizes.classes} classes {ball.label}", config.steps) as progress:
-        for step in range(config.steps):
-            done = step / config.steps
-            optimizer.param_groups[0]["lr"] = config.lr * _rate(done)
-            if len(order) < size:  # what is left of an epoch is less than a batch
-                order = torch.randperm(len(x), generator=generator)
-            rows, order = order[:size], order[size:]
-            if done < BY_LIKELIHOOD:
-                noise = torch.randn(size, model.sizes.latent_dim, generator=generator)
-                fit, kl = model.terms(x[rows], noise)
-                loss = -(fit - kl)[y[rows], torch.arange(size)].mean() / config.temperature
-            else:
-                radius = min(1.0, (done - BY_LIKELIHOOD) / (RAMP_END - BY_LIKELIHOOD))
-                loss = _loss(model, x[rows], y[rows], LinfBall(radius * ball.eps, ball.low, ball.high), config)
-            if not torch.isfinite(loss):
-                raise ArithmeticError(f"the loss is {loss.item()} at step {step}: training diverged; lower lr or eps")
-            optimizer.zero_grad()
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), LARGEST_GRADIENT)
-            optimizer.step()
-            progress.step(1, note=f"loss {loss.item():.3f}")
+        parts = (encoders, by_kl, first), (decoders, by_likelihood, second)
+        for parameters, loss, steps in (*parts, (encoders + decoders, by_margins, config.steps - first - second)):
+            _descend(parameters, loss, steps, config.lr, batches, progress)
 
 
-def _loss(model: ClassVAEs, x: Tensor, y: Tensor, ball: LinfBall, config: MarginConfig) -> Tensor:
-    rivals = min(config.rivals, model.sizes.classes - 1)
-    certified = certified_margins(model, ball.unchecked_region(x).box, y, rivals)
-    logits = F.pad(-certified.margins / config.temperature, (0, 0, 0, 1))  # that of the own class is 0
-    return logits.logsumexp(0).mean() - config.likelihood_weight * certified.own.mean() / config.temperature
+def _descend(
+    parameters: list[nn.Parameter],
+    loss_of: Callable[[Tensor, float], Tensor],
+    steps: int,
+    lr: float,
+    batches: Iterator[Tensor],
+    progress: Progress,
+) -> None:
+    """Steps of Adam on these parameters; the learning rate falls linearly in the second half.
+
+    Args:
+        loss_of: the rows of a batch, and the share of the steps that is done.
+    """
+    optimizer = torch.optim.Adam(parameters, lr=lr)
+    for step in range(steps):
+        done = step / steps
+        optimizer.param_groups[0]["lr"] = lr * (1 - (1 - LAST) * max(0.0, 2 * done - 1))
+        loss = loss_of(next(batches), done)
+        if not torch.isfinite(loss):
+            raise ArithmeticError(f"the loss is {loss.item()}: training diverged; lower lr or eps")
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, LARGEST_GRADIENT)
+        optimizer.step()
+        progress.step(1, note=f"loss {loss.item():.3f}")
 
 
-def _rate(done: float) -> float:
-    return 1 - (1 - LR_FINAL) * max(0.0, (done - RAMP_END) / (1 - RAMP_END))
+def _batches(count: int, size: int, generator: torch.Generator) -> Iterator[Tensor]:
+    """Rows of one batch after another, each epoch in a new order; what is left of an epoch is less than a batch."""
+    while True:
+        order = torch.randperm(count, generator=generator)
+        yield from order[: count - count % size].split(size)

@@ -2,12 +2,12 @@
 
     margin(x')  =  ELBO_y(x'; 0) - ELBO_k(x'; 0)  >=  c . x' + d      for every x' of a box
 
-The bounds are those of `paperlib.certificates.difference` (CROWN-IBP; the first layer, which the encoders share, is
+The bounds are those of `paperlib.certificates.difference` (CROWN-IBP; the layers that the encoders share are
 relaxed once for both), for these layers alone and at the posterior mean. What both have of the target alone
 itself is left out of both. Nothing is allowed for rounding: verdicts are given by the other bounds, in float64.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +16,10 @@ from torch.nn import functional as F
 
 from paperlib.bounds.box import Interval
 from paperlib.bounds.curves import relu_chord
+from paperlib.bounds.interval import propagate, propagate_all
+from paperlib.bounds.linear import backward_substitute
+from paperlib.bounds.relaxation import Affine, relaxation_rule
+from paperlib.bounds.rules import apply_rule, named_layers
 from paperlib.detection.class_vaes import ClassVAEs
 from paperlib.models import gaussian
 from paperlib.models.gaussian import kl_log_var_term
@@ -43,9 +47,9 @@ def certified_margins(model: ClassVAEs, box: Interval, y: Tensor, rivals: int) -
     target, target_radius = box.center, box.radius
     own = y, torch.arange(len(y), device=y.device)
 
-    # Interval propagation. Everything after the first layer is [classes, batch, units].
-    first = _affine(box, model.shared.weight.T, model.shared.bias)
-    mean = _affine(first.map(F.relu), model.mean_weight, model.mean_bias)
+    # Interval propagation. Everything after the shared layers is [classes, batch, units].
+    boxes = propagate_all(model.shared, box, "shared")
+    mean = _affine(boxes[-1], model.mean_weight, model.mean_bias)
     hidden = _affine(mean, model.hidden_weight, model.hidden_bias)
     units = hidden.map(F.relu)
     output = torch.baddbmm(model.output_bias, units.center, model.output_weight)
@@ -89,11 +93,27 @@ def certified_margins(model: ClassVAEs, box: Interval, y: Tensor, rivals: int) -
         for part, mine in zip((coefficients, constant), own_row[:2], strict=True)
     ]
     difference = precision * torch.cat([own_row[2] - output[pair], own_row[2][None]])
-    coefficients, constant = _backward_relu(*joint, first)
+    coefficients, constant = _backward_shared(model, boxes, *joint)
     # t_c (l_y - l_k) is in the constant with a minus sign, and cancels in  (l_y - l_k) . t  at the middle of the box
-    radius = ((coefficients @ model.shared.weight + difference).abs() * target_radius).sum(-1)
-    margins = constant + (coefficients * first.center).sum(-1) - radius
+    radius = ((coefficients + difference).abs() * target_radius).sum(-1)
+    margins = constant + (coefficients * target).sum(-1) - radius
     return CertifiedMargins(margins[:-1], margins[-1], chosen)
+
+
+def certified_kl_margins(model: ClassVAEs, box: Interval, y: Tensor) -> Tensor:
+    """Lower bounds of KL_k - KL_y for every x' of the box and each class k, by intervals: [classes, batch], nats, with
+    0 for the own class; differentiable. They know nothing of the decoders.
+
+    Args:
+        box: of the inputs, [batch, features].
+        y: the class of each, [batch].
+    """
+    mean = _affine(propagate(model.shared, box, "shared"), model.mean_weight, model.mean_bias)
+    constant = kl_log_var_term(model.log_var).sum(-1) / 2
+    nearest = (mean.lower.clamp(min=0) + mean.upper.clamp(max=0)).square().sum(-1) / 2 + constant
+    farthest = torch.maximum(mean.lower.square(), mean.upper.square()).sum(-1) / 2 + constant
+    own = y, torch.arange(len(y), device=y.device)
+    return (nearest - farthest[own]).index_put(own, torch.zeros_like(farthest[own]))
 
 
 @dataclass(frozen=True)
@@ -130,6 +150,22 @@ def _backward_affine(coefficients: Tensor, constant: Tensor, weight: Tensor, bia
     """Coefficients [classes, batch, out] of a layer's output as those of its input."""
     offset = torch.bmm(coefficients, bias.transpose(1, 2))[..., 0]
     return torch.bmm(coefficients, weight.transpose(1, 2)), constant + offset
+
+
+def _backward_shared(
+    model: ClassVAEs, boxes: Sequence[Interval], coefficients: Tensor, constant: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Coefficients [rows, batch, units] of the shared layers' outputs as those of the input."""
+    layers = list(named_layers(model.shared, "shared"))
+    for (place, layer), box in reversed([*zip(layers, boxes[:-1], strict=True)]):
+        relaxation = apply_rule(relaxation_rule, place, layer, box)
+        if isinstance(relaxation, Affine):
+            offset = coefficients * relaxation.offset
+            coefficients = relaxation.transpose(coefficients)
+        else:
+            coefficients, offset = backward_substitute(coefficients, relaxation)
+        constant = constant + offset.flatten(2).sum(-1)
+    return coefficients, constant
 
 
 def _backward_relu(coefficients: Tensor, constant: Tensor, box: Interval) -> tuple[Tensor, Tensor]:

@@ -30,6 +30,7 @@ class Axis(StrEnum):
     PGD_STEPS = "PGD steps"
     ATTACK_STEPS = "attack steps"
     SHARE = "share of images"
+    ACCURACY = "accuracy (per cent)"
     BEATS = "share of beats"
     SAMPLE = "sample of the beat"
     AUC = "guaranteed AUC"
