@@ -44,6 +44,7 @@ def test_certified_is_below_attacked_is_below_clean(detection: pd.DataFrame, ima
             assert (rows[f"attacked_{kind}"] <= rows[kind]).all()
     assert (images["two_sided_auc"] <= images["guaranteed_auc"]).all()
     assert (images["guaranteed_auc"] <= images["auc"]).all()
+    assert (images["first_guaranteed_auc"] <= images["attacked_auc"]).all()
     assert all(detection_claims.measurements(tumours).values())
 
 

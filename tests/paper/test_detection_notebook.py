@@ -82,6 +82,7 @@ def test_digits_are_told_from_the_rest(tiny: None, tmp_path: Path, monkeypatch: 
     assert rows["model"].drop_duplicates().tolist() == [*odd_images.RECIPES, odd_images.MEANS]
     assert set(rows["outliers"]) == set(odd_images.outlier_names("mnist5k")) and (rows["broken"] == 0).all()
     assert (rows["two_sided_auc"] <= rows["guaranteed_auc"]).all() and (rows["guaranteed_auc"] <= rows["auc"]).all()
+    assert (rows["first_guaranteed_auc"] <= rows["attacked_auc"]).all()
     clean = rows[rows["eps"] == 0]
     assert (clean["auc"] - clean["guaranteed_auc"]).max() < 0.05, "ties alone are lost"
     values = rows.pivot_table(index=["model", "outliers"], columns="eps", values="guaranteed_auc")
