@@ -171,7 +171,8 @@ class Score(Command):
         start = perf_counter()
         verdicts = self._write(table, certify, names)
         seconds = perf_counter() - start
-        say("\n".join(verdict_lines(verdicts, detector.offset_, detector.calibration_size_, detector.alpha)))
+        calibration = detector.calibration_size_, detector.alpha
+        say("\n".join(verdict_lines(verdicts, detector.offset_, *calibration, radii)))
         say(f"speed       {table.rows / seconds:,.0f} rows a second, {seconds:.1f} seconds")
         say(f"verdicts    {self.out}")
         if find_spec("matplotlib") is None:
