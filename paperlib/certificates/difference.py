@@ -70,37 +70,36 @@ def elbo_difference(
 
     Raises ValueError for a method without linear bounds or one with steps for alpha, and as `elbo_bounds`.
     """
-    first, second = (
-        LinearElboBounds.of(vae, x, ball, noise, method, target, sound) for vae, noise in ((a, noise_a), (b, noise_b))
-    )
-    return difference_lower(first, second)
+    with torch.set_grad_enabled(torch.is_grad_enabled() and linear_method(method).differentiable):
+        first = LinearElboBounds.of(a, x, ball, noise_a, method, target, sound)
+        return difference_lower(first, LinearElboBounds.of(b, x, ball, noise_b, method, target, sound))
 
 
 @dataclass(frozen=True)
 class HalfBound:
     """Linear functions below sign * ELBO, but for the term h(t) of `_fit`: one of the input of each layer of the
-    encoder, so the first of x' itself.
+    encoder, so the first of x' itself. Each is made when it is first asked for.
     """
 
     posterior: PosteriorFunction
-    coefficients: tuple[Tensor, ...]  # [batch, *shape] of each
-    constants: tuple[Tensor, ...]  # [batch] of each, but for what the target adds
+    functions: dict[int, tuple[Tensor, Tensor]]  # by the number of layers before it: [batch, *shape] and [batch]
 
     @classmethod
     def of(cls, relaxed: RelaxedVAE, sign: float) -> Self:
         terms = terms_below(relaxed) if sign > 0 else terms_above(relaxed)
         posterior = backward_posterior(relaxed, sign, replace(terms, fit=_fit(relaxed, terms, sign)))
-        functions = [(posterior.coefficients, posterior.constant)]
-        for layer in reversed(relaxed.encoder):
-            functions.append(backward_pass((layer,), *functions[-1], initial_alpha))
-        coefficients, constants = zip(*reversed(functions), strict=True)
-        return cls(posterior, coefficients, constants)
+        return cls(posterior, {len(relaxed.encoder): (posterior.coefficients, posterior.constant)})
 
-    @property
-    def minimum(self) -> Tensor:
-        """The least value of the first over the region, [batch]."""
-        coefficients, constant = self.posterior.with_target(self.coefficients[0], self.constants[0])
-        return self.posterior.relaxed.bounds.region.concretize(coefficients) + constant
+    def behind(self, layers: int) -> tuple[Tensor, Tensor]:
+        """Coefficients of what the encoder's first layers put out, [batch, *shape], and the constant, [batch], but for
+        what the target adds.
+        """
+        if layers not in self.functions:
+            rest = self.posterior.relaxed.encoder[layers:]
+            self.functions[layers] = backward_pass(
+                rest, self.posterior.coefficients, self.posterior.constant, initial_alpha
+            )
+        return self.functions[layers]
 
 
 @dataclass(frozen=True)
@@ -109,8 +108,8 @@ class LinearElboBounds:
 
     below: HalfBound  # of the ELBO
     below_negative: HalfBound  # of minus the ELBO
-    loss: Tensor  # [batch], nats: what rounding takes from any use of the two
-    interval: Interval  # of the ELBO on its own, [batch], nats
+    boxes: Interval  # of the ELBO by intervals over the boxes of the linear bounds, [batch], nats
+    interval: Interval  # of the ELBO on its own by the whole method, [batch], nats
 
     @classmethod
     def of(
@@ -125,14 +124,10 @@ class LinearElboBounds:
     ) -> Self:
         """Arguments and errors as for `elbo_difference`."""
         chosen = linear_method(method)
-        with torch.set_grad_enabled(torch.is_grad_enabled() and chosen.differentiable):
-            relaxed = chosen.relax(Problem.checked(vae, x, ball, noise, target, sound))
-            below, below_negative = HalfBound.of(relaxed, 1.0), HalfBound.of(relaxed, -1.0)
-            interval = Interval(elbo_lower(relaxed.vae, relaxed.bounds), elbo_upper(relaxed.vae, relaxed.bounds))
-            loss = torch.maximum(slack(below.minimum, interval.lower), slack(below_negative.minimum, interval.upper))
-            if relaxed.deployed is not None:
-                loss = loss + relaxed.value_rounding
-            return cls(below, below_negative, loss, chosen.bounds(vae, x, ball, noise, target, sound))
+        relaxed = chosen.relax(Problem.checked(vae, x, ball, noise, target, sound))
+        boxes = Interval(elbo_lower(relaxed.vae, relaxed.bounds), elbo_upper(relaxed.vae, relaxed.bounds))
+        alone = chosen.bounds(vae, x, ball, noise, target, sound)
+        return cls(HalfBound.of(relaxed, 1.0), HalfBound.of(relaxed, -1.0), boxes, alone)
 
 
 def linear_method(method: str | Method) -> CrownIBP:
@@ -159,24 +154,18 @@ def _fit(relaxed: RelaxedVAE, terms: ElboTerms, sign: float) -> JointLinearFunct
     bounds, likelihood = relaxed.bounds, relaxed.vae.likelihood
     if type(likelihood) is Bernoulli:
         precision = torch.ones_like(bounds.output.lower)
-
-        def negative(logit: Tensor) -> Tensor:
-            return -softplus(logit)
-
-        def slope(logit: Tensor) -> Tensor:
-            return -torch.sigmoid(logit)
-
     elif type(likelihood) is Gaussian:
         precision = torch.exp(-2 * likelihood.log_scale).expand_as(bounds.output.lower)
-
-        def negative(mean: Tensor) -> Tensor:
-            return -precision * mean.square() / 2
-
-        def slope(mean: Tensor) -> Tensor:
-            return -precision * mean
-
     else:
         return terms.fit
+    binary = type(likelihood) is Bernoulli
+
+    def negative(value: Tensor) -> Tensor:  # -A
+        return -softplus(value) if binary else -precision * value.square() / 2
+
+    def slope(value: Tensor) -> Tensor:
+        return -torch.sigmoid(value) if binary else -precision * value
+
     output, target = bounds.output, bounds.target if terms.target is None else terms.target.point
     line = chord_below(negative, slope, output) if sign > 0 else tangent(negative, slope, output.center)
     product = target.center * output.center + sign * target.radius * output.radius
@@ -189,21 +178,29 @@ def difference_lower(a: LinearElboBounds, b: LinearElboBounds) -> Tensor:
     """A lower bound of ELBO_a - ELBO_b over the region that both are bounds over, [batch], nats: the joint one or that
     of the separate bounds, whichever is larger.
     """
+    separate = a.interval.lower - b.interval.upper
     first, second = a.below, b.below_negative
     relaxed, other = first.posterior.relaxed, second.posterior.relaxed
-    shared = _shared_layers(relaxed, other)
-    coefficients, constant = backward_pass(
-        relaxed.encoder[:shared],
-        first.coefficients[shared] + second.coefficients[shared],
-        first.constants[shared] + second.constants[shared],
-        initial_alpha,
-    )
-    separate = a.interval.lower - b.interval.upper
     if not _same_term_of_target(relaxed.vae.likelihood, other.vae.likelihood):
         return separate
+    shared = _shared_layers(relaxed, other)
+    (first_coefficients, first_constant), (second_coefficients, second_constant) = (
+        half.behind(shared) for half in (first, second)
+    )
+    coefficients, constant = backward_pass(
+        relaxed.encoder[:shared],
+        first_coefficients + second_coefficients,
+        first_constant + second_constant,
+        initial_alpha,
+    )
     for half in (first, second):
         coefficients, constant = half.posterior.with_target(coefficients, constant)
-    joint = relaxed.bounds.region.concretize(coefficients) + constant - a.loss - b.loss
+    joint = relaxed.bounds.region.concretize(coefficients) + constant
+    # the terms of each sum are about as large as its interval bound, and in the sum they cancel
+    joint = joint - slack(joint, a.boxes.lower) - slack(joint, b.boxes.upper)
+    for side in (relaxed, other):
+        if side.deployed is not None:
+            joint = joint - side.value_rounding
     return torch.fmax(joint, separate)  # a NaN bounds nothing
 
 

@@ -18,6 +18,9 @@ from paperlib.models import gaussian
 from paperlib.models.likelihood import Bernoulli, Gaussian, Likelihood
 from paperlib.models.vae import VAE
 
+RAREST = 1e-3  # probability of ink where no row has any, or of paper
+SMALL = 0.1  # what is left of the drawn weights beside the class means
+
 
 @dataclass(frozen=True)
 class Sizes:
@@ -68,6 +71,21 @@ class ClassVAEs(nn.Module):
         fit = self.likelihood.log_prob(output.flatten(0, 1), x.repeat(self.sizes.classes, 1))
         return fit.view(output.shape[:2]), gaussian.kl(mean, log_var)
 
+    @torch.no_grad()
+    def decode_class_means(self, x: Tensor, y: Tensor) -> None:
+        """Set the decoders' last layer so that each puts out little else than the mean of its class's rows: the best
+        of all constant decoders.
+
+        Args:
+            x: [count, features].
+            y: classes 0, 1, ..., [count].
+        """
+        mean = torch.stack([x[y == number].mean(0) for number in range(self.sizes.classes)])[:, None]
+        if isinstance(self.likelihood, Bernoulli):
+            mean = torch.logit(mean.clamp(RAREST, 1 - RAREST))
+        self.output_bias.copy_(mean)
+        self.output_weight.mul_(SMALL)
+
     def vaes(self, scaler: Scaler | None = None) -> list[VAE]:
         """Each class's model in float64 and evaluation mode. The encoders' shared layers are the same objects.
 
@@ -104,7 +122,7 @@ def _layer(classes: int, inputs: int, outputs: int) -> tuple[nn.Parameter, nn.Pa
 
 def _linear(weight: Tensor, bias: Tensor) -> nn.Linear:
     """The layer with a weight [inputs, outputs], in float64."""
-    layer = nn.Linear(*weight.shape, dtype=torch.float64)
+    layer = nn.Linear(weight.shape[0], weight.shape[1], dtype=torch.float64)
     with torch.no_grad():
         layer.weight.copy_(weight.T)
         layer.bias.copy_(bias)

@@ -14,7 +14,7 @@ from paperlib.runtime.progress import Progress
 from paperlib.threats.attacks import descend
 from paperlib.threats.perturbation import PerturbationSet
 
-ROWS = 200  # at a time
+ROWS = 500  # at a time
 TARGETS = 3  # nearest rivals that each get an attack of their own
 
 ClassScores = Callable[[Tensor], Tensor]  # [batch, *data_shape] -> [classes, batch], nats

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -10,20 +11,19 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 from sklearn.base import BaseEstimator, ClassifierMixin
-from sklearn.utils import assert_all_finite, check_random_state
-from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import check_is_fitted, column_or_1d
+from sklearn.utils import check_random_state
+from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 
 from paperlib.certificates.method import Method
 from paperlib.detection import classifier_file
 from paperlib.detection.class_vaes import ClassVAEs, Sizes
 from paperlib.detection.class_verdicts import certified_margins
+from paperlib.detection.labels import checked_labels, class_numbers
 from paperlib.detection.margin_training import MarginConfig, train_on_margins
 from paperlib.detection.scaler import Radii, Scaler, feature_radii
 from paperlib.detection.table import column_names, numeric_rows
 from paperlib.models.likelihood import Bernoulli, Gaussian, Likelihood
-from paperlib.models.vae import VAE
 from paperlib.threats.balls import LinfBall
 from paperlib.threats.perturbation import PerturbationSet
 
@@ -75,7 +75,7 @@ class GenerativeClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc
         batch_size: int = 128,
         lr: float = 2e-3,
         temperature: float = 50.0,
-        likelihood_weight: float = 0.01,
+        likelihood_weight: float = 0.05,
         rivals: int = 4,
         standardize: bool = True,
         low: float = -math.inf,
@@ -111,7 +111,7 @@ class GenerativeClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc
         are standardized, fewer than two classes, and parameters out of range.
         """
         rows = numeric_rows(self, X, *self._range, reset=True)
-        labels = self._labels(y, len(rows))
+        labels = checked_labels(y, len(rows))
         self.classes_, numbers = np.unique(labels, return_inverse=True)
         if len(self.classes_) < 2:
             raise ValueError(f"a classifier needs at least 2 classes, got one class: {self.classes_.tolist()}")
@@ -168,7 +168,7 @@ class GenerativeClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc
         """
         rows = self._rows(X)
         chosen = perturbation if isinstance(perturbation, PerturbationSet) else self.ball(perturbation)
-        own = None if y is None else self._numbers(y, len(rows))
+        own = None if y is None else class_numbers(checked_labels(y, len(rows)), self.classes_)
         prior = torch.from_numpy(self.log_prior_)
         frame = certified_margins(self.vaes_, prior, self._scores, rows, own, chosen, method, sound, attack)
         frame["prediction"] = self.classes_[frame["prediction"]]
@@ -195,27 +195,16 @@ class GenerativeClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc
         """
         return classifier_file.load(cls, path, shared)
 
-    @property
-    def vaes_(self) -> list[VAE]:
-        return self._vaes
-
     def set_model(self, model: ClassVAEs, scaler: Scaler | None) -> None:
         """Take these trained models, as `fit` and `load` do."""
         self.model_, self.scaler_ = model.double().eval(), scaler
-        self._vaes = self.model_.vaes(scaler)
+        self.vaes_ = self.model_.vaes(scaler)
 
     def _train(self, rows: Tensor, numbers: Tensor, seed: int) -> None:
         scaler = Scaler.of(rows, column_names(self)) if self.standardize and self.likelihood == "gaussian" else None
         radius = feature_radii(DEFAULT_RADIUS * rows.std(0) if self.eps is None else self.eps, rows.shape[1])
-        config = MarginConfig(
-            steps=self.steps,
-            batch_size=self.batch_size,
-            lr=self.lr,
-            temperature=self.temperature,
-            likelihood_weight=self.likelihood_weight,
-            rivals=self.rivals,
-            seed=seed,
-        )
+        options = {field.name: getattr(self, field.name) for field in fields(MarginConfig) if field.name != "seed"}
+        config = MarginConfig(**options, seed=seed)
         x, ball = rows.float(), LinfBall(radius.float(), *self._range)
         if scaler is not None:
             x, ball = scaler.standardized(rows), LinfBall((radius / scaler.spread).float(), -math.inf, math.inf)
@@ -231,7 +220,9 @@ class GenerativeClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc
             torch.manual_seed(seed)
             if isinstance(self.shared, nn.Sequential):
                 shared = copy.deepcopy(self.shared)
-                shared.apply(lambda layer: layer.reset_parameters() if hasattr(layer, "reset_parameters") else None)
+                for layer in shared.modules():
+                    if isinstance(layer, nn.Linear | nn.Conv2d):
+                        layer.reset_parameters()
             else:
                 shared = nn.Sequential(nn.Linear(self.n_features_in_, self.shared), nn.ReLU())
             return ClassVAEs(sizes, likelihood, shared)
@@ -251,24 +242,6 @@ class GenerativeClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc
     def _rows(self, X: Any) -> Tensor:
         check_is_fitted(self)
         return numeric_rows(self, X, *self._range, reset=False)
-
-    def _labels(self, y: Any, count: int) -> NDArray[Any]:
-        """The class of each of `count` rows. Raises ValueError for another number of them, or what is no class."""
-        if y is None:
-            raise ValueError("requires y to be passed, but the target y is None")
-        labels = column_or_1d(y, warn=True)
-        assert_all_finite(labels, input_name="y")
-        check_classification_targets(labels)
-        if len(labels) != count:
-            raise ValueError(f"there are {count} rows and {len(labels)} classes")
-        return labels
-
-    def _numbers(self, y: Any, count: int) -> Tensor:
-        labels = self._labels(y, count)
-        unknown = labels[~np.isin(labels, self.classes_)].tolist()
-        if unknown:
-            raise ValueError(f"{unknown[0]!r} is none of the classes {self.classes_.tolist()}")
-        return torch.from_numpy(np.searchsorted(self.classes_, labels))
 
     @property
     def _range(self) -> tuple[float, float]:

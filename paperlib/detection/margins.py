@@ -100,9 +100,9 @@ def certified_margins(model: ClassVAEs, box: Interval, y: Tensor, rivals: int) -
     return CertifiedMargins(margins[:-1], margins[-1], chosen)
 
 
-def certified_kl_margins(model: ClassVAEs, box: Interval, y: Tensor) -> Tensor:
+def certified_kl_margins(model: ClassVAEs, box: Interval, y: Tensor) -> tuple[Tensor, Tensor]:
     """Lower bounds of KL_k - KL_y for every x' of the box and each class k, by intervals: [classes, batch], nats, with
-    0 for the own class; differentiable. They know nothing of the decoders.
+    0 for the own class; and an upper bound of KL_y, [batch]. Differentiable. They know nothing of the decoders.
 
     Args:
         box: of the inputs, [batch, features].
@@ -113,7 +113,8 @@ def certified_kl_margins(model: ClassVAEs, box: Interval, y: Tensor) -> Tensor:
     nearest = (mean.lower.clamp(min=0) + mean.upper.clamp(max=0)).square().sum(-1) / 2 + constant
     farthest = torch.maximum(mean.lower.square(), mean.upper.square()).sum(-1) / 2 + constant
     own = y, torch.arange(len(y), device=y.device)
-    return (nearest - farthest[own]).index_put(own, torch.zeros_like(farthest[own]))
+    largest = farthest[own]
+    return (nearest - largest).index_put(own, torch.zeros_like(largest)), largest
 
 
 @dataclass(frozen=True)

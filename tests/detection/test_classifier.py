@@ -71,7 +71,7 @@ def test_training_on_margins_certifies_more_than_by_likelihood_and_joint_bounds_
     how: dict[str, Any] = {**SMALL, "steps": 80, "likelihood": "bernoulli", "low": 0, "high": 1}
     plain, robust = (GenerativeClassifier(eps=eps, **how).fit(X, y).certify(X, 0.25, y) for eps in (0.0, 0.25))
     assert (robust["certified"] > 0).sum() > (plain["certified"] > 0).sum()
-    assert (robust["certified"] > 0).sum() > (robust["separate"] > 0).sum()
+    assert (robust["certified"] > robust["separate"]).any()
 
 
 def test_a_classifier_on_disk_is_the_same(fitted: GenerativeClassifier, tmp_path: Path) -> None:

@@ -22,7 +22,8 @@ def accuracies(rows: pd.DataFrame, caption: str) -> Figure:
         "separate": {**certified, **HOLLOW, "linestyle": "--", "label": "certified, separate"},
     }
     for name, look in looks.items():
-        axis.plot(rows["eps"], 100 * rows[name], **{"label": name, **look})
+        unchanged = [rows["clean"].iloc[0]]  # at radius 0 all four are one
+        axis.plot([0.0, *rows["eps"]], [100 * share for share in (*unchanged, *rows[name])], **{"label": name, **look})
     axis.set(xlabel=Axis.RADIUS, ylabel=Axis.ACCURACY, ylim=(0, 102))
     legend_above(figure, axis, columns=2)
     return finish(figure, caption)
