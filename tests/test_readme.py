@@ -185,7 +185,7 @@ def example(word: str) -> str:
 def test_each_example_is_tried_here() -> None:
     words = (
         *("certified = certificate(", "certify_expected(", "interval_rule.register", "METHODS[", "GaussianHeads("),
-        *("attack_picture(", "PatchSet(height"),
+        *("attack_picture(", "PatchSet(height", "CertifiedDetector("),
     )
     assert sorted(map(example, words)) == sorted(EXAMPLES)
 
@@ -196,6 +196,18 @@ def test_the_first_example_certifies_a_released_model(monkeypatch: pytest.Monkey
     exec(example("certified = certificate("), names)
     assert names["x"].shape == (1, 784)
     assert (names["certified"] <= names["attacked"]).all() and (names["attacked"] < names["clean"]).all()
+
+
+def test_the_example_of_a_detector_gives_verdicts_in_a_shorter_run() -> None:
+    code, full = example("CertifiedDetector("), {"eps=0.15,": "eps=0.15, steps=60,", ".x, 0.05": ".x[::50], 0.05"}
+    for words, fewer in full.items():
+        assert code.count(words) == 1
+        code = code.replace(words, fewer)
+    names: dict = {}
+    exec(code, names)
+    assert len(names["verdicts"]) == 65
+    assert set(names["verdicts"]["verdict"]) <= {"alarm", "calm", "undecided"}
+    assert (names["verdicts"]["verdict"] == "alarm").any()
 
 
 def test_the_example_for_ones_own_vae_runs_and_its_bounds_hold() -> None:

@@ -60,7 +60,8 @@ class SoundBounds:
         for half in ("encoder", "decoder"):  # before they are copied, as a copy is no longer compiled
             list(named_layers(getattr(vae, half), half))
         deployed = x.dtype
-        network = copy.deepcopy(vae).double()  # modes stay as they are: the rules refuse what is random
+        # modes stay as they are: the rules refuse what is random
+        network = vae if deployed == torch.float64 else copy.deepcopy(vae).double()
         noise = noise.double()
 
         region = ball.sound_region(x)
@@ -105,6 +106,6 @@ def value_rounding(network: VAE, bounds: IntervalBounds, deployed: torch.dtype, 
         size = sum_per_example(term.coefficients.abs() * magnitude(bounds.input)) + term.error
         summands = bounds.input.lower[0].numel() + 64
         rounding = rounding + 8 * gamma(summands, unit_roundoff(torch.float64)) * size
-    for step in steps:
-        rounding = torch.where(step.isfinite().flatten(1).all(1), rounding, torch.inf)
+    for step in steps:  # none is negative, so that the largest is finite only if all are
+        rounding = torch.where(step.flatten(1).amax(1).isfinite(), rounding, torch.inf)
     return rounding

@@ -50,7 +50,7 @@ class Fit(Command):
     """Widths of the encoder's hidden layers, which the decoder mirrors."""
     latent_dim: int = 8
     """Number of latent coordinates."""
-    scale: float = 0.3
+    scale: float = 0.5
     """Standard deviation of the Gaussian likelihood, in standard deviations of each column, or in the columns' own unit
     with --no-standardize."""
     kappa: float = 0.5
@@ -171,7 +171,8 @@ class Score(Command):
         start = perf_counter()
         verdicts = self._write(table, certify, names)
         seconds = perf_counter() - start
-        say("\n".join(verdict_lines(verdicts, detector.offset_, detector.calibration_size_, detector.alpha)))
+        calibration = detector.calibration_size_, detector.alpha
+        say("\n".join(verdict_lines(verdicts, detector.offset_, *calibration, radii)))
         say(f"speed       {table.rows / seconds:,.0f} rows a second, {seconds:.1f} seconds")
         say(f"verdicts    {self.out}")
         if find_spec("matplotlib") is None:

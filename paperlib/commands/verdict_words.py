@@ -9,13 +9,16 @@ from numpy.typing import NDArray
 from paperlib.runtime.numbers import rounded_down
 
 
-def verdict_lines(verdicts: pd.DataFrame, threshold: float, calibration_size: int, alpha: float) -> list[str]:
+def verdict_lines(
+    verdicts: pd.DataFrame, threshold: float, calibration_size: int, alpha: float, radii: NDArray[np.float64]
+) -> list[str]:
     """How many rows have which verdict, and how far it holds.
 
     Args:
         verdicts: of `CertifiedDetector.certify`, columns score, verdict and, if it was asked for, certified_radius.
         threshold: in nats.
         calibration_size, alpha: the rows that it was set on, and the rate of false alarms.
+        radii: that the verdicts are for, [columns].
     """
     score, verdict = (verdicts[name].to_numpy() for name in ("score", "verdict"))
     alarm = score < threshold
@@ -26,8 +29,12 @@ def verdict_lines(verdicts: pd.DataFrame, threshold: float, calibration_size: in
         f"undecided   {share(verdict == 'undecided')}",
     ]
     if "certified_radius" in verdicts:
-        radius = verdicts["certified_radius"]
-        lines.append(f"radius      {_down(radius.median())} certified in the median, {_down(radius.max())} at most")
+        # one radius a column has no one size: then the certified ones are multiples of it
+        radius, unit = verdicts["certified_radius"], ""
+        if radii.min() < radii.max():
+            radius, unit = radius / radii.max(), " times that"
+        typical, most = _down(radius.median()), _down(radius.max())
+        lines.append(f"radius      {typical}{unit} certified in the median, {most}{unit} at most")
     return lines
 
 

@@ -82,7 +82,7 @@ class CertifiedDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc] # sc
         alpha: float = 0.05,
         hidden: Sequence[int] = (64,),
         latent_dim: int = 8,
-        scale: float = 0.3,
+        scale: float = 0.5,
         kappa: float = 0.5,
         steps: int = 2_500,
         batch_size: int = 128,

@@ -86,7 +86,8 @@ def feature_radii(eps: Radii, features: int) -> Tensor:
     Raises ValueError for a negative or infinite radius, or another number of them.
     """
     try:
-        radius = torch.as_tensor(eps, dtype=torch.float64)
+        # an array is copied, as that of a table's column is read-only
+        radius = torch.as_tensor(np.array(eps) if isinstance(eps, np.ndarray) else eps, dtype=torch.float64)
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"eps must be numbers, got {eps!r}") from error
     if radius.shape not in ((), (features,)):
@@ -101,11 +102,13 @@ def training_config(parameters: Mapping[str, Any], rows: Tensor, seed: int) -> T
 
     Raises ValueError for the first parameter out of range.
     """
-    shared = ("hidden", "latent_dim", "likelihood", "scale", "kappa", "steps", "lr")
+    hidden = parameters["hidden"]
+    shared = ("latent_dim", "likelihood", "scale", "kappa", "steps", "lr")
     weight = float(parameters["outlier_weight"])
     return TrainConfig(
         dataset="own rows",
         data_shape=(rows.shape[1],),
+        hidden=tuple(hidden) if isinstance(hidden, list) else hidden,
         eps=1.0,
         bound="crown-ibp",
         batch_size=min(parameters["batch_size"], len(rows) - max(1, len(rows) // 10)),  # `train` holds out a tenth

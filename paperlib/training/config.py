@@ -62,7 +62,7 @@ class TrainConfig:
     clip: float = 1e3  # Largest gradient norm, in nats.
     seed: int = 0  # Seed of weights, batches and noise.
     beta: float = 1.0  # Weight of the KL in the objective; certificates and history are of the ELBO itself, at 1.
-    objective: str = "provae"  # One of: provae, adversarial, smooth-encoder, noise, civet, detector; "civet delta=0.01"
+    objective: str = "provae"  # One of provae, adversarial, smooth-encoder, noise, detector, civet, "civet delta=0.01".
     weight_decay: float = 0.0  # Each step shrinks all parameters by lr * weight_decay (AdamW); 0 is Adam.
     threat: Norm = "linf"  # Norm of the ball that is trained on: linf, l2 or l1.
 

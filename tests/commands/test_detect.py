@@ -14,6 +14,7 @@ from paperlib import mlp_vae, save
 from paperlib.__main__ import main
 from paperlib.commands.detect import Fit
 from paperlib.commands.verdict_picture import LOOKS, write_verdict_picture
+from paperlib.commands.verdict_words import verdict_lines
 from paperlib.data import tables
 from paperlib.detection import CertifiedDetector
 from paperlib.training.config import TrainConfig
@@ -242,3 +243,10 @@ def test_the_picture_shows_each_row_of_a_short_table_and_the_whole_order_of_a_lo
         assert (shown[[0, -1], 1] == [rows["score"].min(), rows["score"].max()]).all()
         labels = [text.get_text() for text in axes.get_legend().get_texts()]
         assert labels[0] == f"alarm, certified: {(rows['verdict'] == 'alarm').sum():,}"
+
+
+def test_certified_radii_are_multiples_where_each_column_has_its_own_radius() -> None:
+    frame = pd.DataFrame({"score": [1.0, 2.0], "verdict": ["calm", "calm"], "certified_radius": [4.0, 8.0]})
+    one, several = (verdict_lines(frame, 0.0, 20, 0.05, np.array(radii))[-1] for radii in ([2.0, 2.0], [0.5, 2.0]))
+    assert one == "radius      6.00 certified in the median, 8.00 at most"
+    assert several == "radius      3.00 times that certified in the median, 4.00 times that at most"

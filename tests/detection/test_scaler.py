@@ -2,6 +2,7 @@
 
 import math
 
+import pandas as pd
 import pytest
 import torch
 from torch import Tensor
@@ -68,6 +69,7 @@ def test_the_eps_of_a_run_is_a_factor_of_the_radii() -> None:
 
 def test_radii_are_one_number_or_one_a_feature() -> None:
     assert feature_radii(0.1, 2).tolist() == feature_radii([0.1, 0.1], 2).tolist() == [0.1, 0.1]
+    assert feature_radii(pd.Series([0.1, 0.2]).to_numpy(), 2).tolist() == [0.1, 0.2]  # read-only, as warnings say
     for bad in ([0.1] * 3, -0.1, math.nan, math.inf, torch.full((1, 2), 0.1)):
         with pytest.raises(ValueError, match="eps must be"):
             feature_radii(bad, 2)

@@ -39,7 +39,7 @@ def heartbeat(stored: Mapping[str, Tensor], eps: float, caption: str) -> Figure:
     signal.fill_between(time, beat - eps, beat + eps, color="0.8", linewidth=0, label=f"$x \\pm {eps:g}$")
     signal.plot(time, stored["attacked"], color=COLORS["attacked"], linewidth=0.9, label="attacked")
     signal.set_title("what the attack may change")
-    rebuilt.plot(time, beat, color="0.6", linewidth=2.2, label="beat")
+    rebuilt.plot(time, beat, color="0.75", linewidth=2.2, label="beat")
     for name, look in model_looks(models).items():
         style = {"color": look["color"], "linestyle": "--" if name == "VAE" else "-", "label": look["label"]}
         rebuilt.plot(time, stored[f"{name} reconstruction"][0], **style)
@@ -85,7 +85,7 @@ def against_radius(rows: pd.DataFrame, caption: str) -> Figure:
 def certified_radii(rows: pd.DataFrame, caption: str) -> Figure:
     """For each model the histograms of the largest radius at which the verdict of a beat is certified."""
     models = by_model(rows)
-    figure, axes = panels(len(models), 2, height=1.5 * len(models) + 0.5, sharex=True, sharey=True)
+    figure, axes = panels(len(models), 2, height=1.5 * len(models) + 0.5, sharex=True, sharey="row")
     ends = np.linspace(0, max(0.05, math.ceil(20 * rows["radius"].quantile(0.98)) / 20), 31)
     kinds = (("normal beats, calm", False, 1), ("abnormal beats, alarm", True, -1))
     for place, (_, part, look) in enumerate(models):
