@@ -29,7 +29,7 @@ PARAMETERS: dict[str, Any] = {
 }
 CHANNELS = {"paper": (16, 32), "smoke": (2, 4)}  # of the shared convolutions
 SIZES: dict[str, dict[str, Any]] = {
-    "paper": {"hidden": 64, "latent_dim": 8, "steps": 8_000},
+    "paper": {"hidden": 64, "latent_dim": 8, "steps": 6_000},
     "smoke": {"hidden": 8, "latent_dim": 2, "steps": 60},
 }
 CALIBRATION = {"paper": 5_000, "smoke": 500}  # training digits, the last, that only the thresholds see
