@@ -14,12 +14,14 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
+from paperlib.certificates.evaluation import ALLOWANCE
 from paperlib.certificates.method import Method
 from paperlib.detection import file
 from paperlib.detection.conformal import calibration_count, threshold
+from paperlib.detection.explain import falls_of, mean_terms
 from paperlib.detection.scaler import Radii, Scaler, feature_radii, trained_on, training_config
-from paperlib.detection.score import fixed_noise, mean_kl, score_terms, scores
-from paperlib.detection.table import column_names, numeric_rows
+from paperlib.detection.score import fixed_noise, mean_kl, scores
+from paperlib.detection.table import column_names, data_range, numeric_rows
 from paperlib.detection.verdicts import Certification
 from paperlib.models.elbo import elbo
 from paperlib.models.likelihood import Bernoulli, Gaussian
@@ -33,15 +35,14 @@ DEFAULT_RADIUS = 0.1  # standard deviations of each feature
 
 class CertifiedDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc] # scikit-learn ships no types
     """Certified: a row whose verdict `certify` gives as "alarm" or "calm" has that verdict at every point of the
-    perturbation set around it.
+    perturbation set around it, in real arithmetic; with `sound=True` for the scores as they are computed.
 
     A row raises an alarm if its score, the ELBO of a VAE at fixed noise, is below a threshold. `fit` trains the VAE on
     normal rows by the library's own loop, on a certified lower bound of the ELBO. The threshold is calibrated on rows
     that were held out, at random: a new normal row then raises a false alarm with a probability of at most alpha, see
     `paperlib.detection.conformal.threshold`.
 
-    Radii and rows are in the user's units. Inside, features are standardized by their mean and spread (standard
-    deviation), which is a layer of the model.
+    Radii and rows are in the user's units. A layer of the model standardizes features by their mean and spread.
 
     Args:
         eps: radius to train for, in the user's units: one number, or one a feature; None: 0.1 spread of each feature.
@@ -57,7 +58,7 @@ class CertifiedDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc] # sc
         standardize: False leaves the features as they are, as a Bernoulli likelihood does in any case.
         low, high: range of the data, to which perturbations are clipped.
         likelihood: "gaussian", or "bernoulli" for values in [0, 1].
-        vae: a trained model of the user's own, of rows in the user's units. Then `fit` only calibrates the threshold,
+        vae: a trained model of the user's own, of rows [batch, features] in their units. `fit` then only calibrates,
             on all rows that it is given: none of them may be one that the model was trained on.
         random_state: of the split, the weights and the batches.
 
@@ -66,6 +67,7 @@ class CertifiedDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc] # sc
         noise_: of the score, [draws, latent_dim]; one row of zeros for draws=0.
         offset_: the threshold, in nats.
         eps_: the radius of each feature that it was trained for, in the user's units; None if it was not trained here.
+        alpha_, low_, high_, config_: rate of false alarms, data range and training, as they were at `fit`.
         calibration_size_, calibration_rows_: number of rows behind the threshold; which of `fit` (not kept in files).
         normal_terms_: mean over these rows of the log-likelihood of each feature and of -KL, [features + 1], in nats.
         kl_: mean KL of these rows in nats; near 0 the latents say nothing of the rows.
@@ -123,10 +125,13 @@ class CertifiedDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc] # sc
             X: [rows, features], a table of numbers.
             y: ignored.
 
-        Raises ValueError, before any work, for a table that `numeric_rows` refuses, a constant feature where features
-        are standardized, fewer rows than the threshold needs, and parameters out of range.
+        Raises ValueError, before any work, for a table that `numeric_rows` refuses, a constant feature that would be
+        standardized, fewer rows than the threshold needs, and parameters out of range.
         """
-        rows = numeric_rows(self, X, *self._range, reset=True)
+        likelihood = Bernoulli if self.likelihood == "bernoulli" else Gaussian
+        self.low_, self.high_ = data_range(self.low, self.high, likelihood if self.vae is None else self.vae.likelihood)
+        self.alpha_ = self.alpha
+        rows = numeric_rows(self, X, self.low_, self.high_, reset=True)
         random = check_random_state(self.random_state)
         order = torch.from_numpy(random.permutation(len(rows)))
         seed = int(random.randint(2**31 - 1))
@@ -141,12 +146,14 @@ class CertifiedDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc] # sc
             standardized = self.standardize and self.likelihood == "gaussian"
             scaler = Scaler.of(training, column_names(self)) if standardized else None
             radius = feature_radii(DEFAULT_RADIUS * training.std(0) if self.eps is None else self.eps, rows.shape[1])
-            self.vae_ = trained_on(training, radius, self.config_, scaler, *self._range)
+            self.vae_ = trained_on(training, radius, self.config_, scaler, self.low_, self.high_)
             self.eps_ = radius.numpy()
         elbo(self.vae_, calibration[:1], self.noise_[:1])  # says what does not fit in a model of the user's own
-        self.offset_ = threshold(scores(self.vae_, calibration, self.noise_), self.alpha)
+        # lower by what float64 rounds a score, which depends on the rows beside it: a row that ties must not fall below
+        lowest = threshold(scores(self.vae_, calibration, self.noise_), self.alpha)
+        self.offset_ = lowest - ALLOWANCE * (1 + abs(lowest))
         self.calibration_rows_, self.calibration_size_ = order[:held_out].numpy(), len(calibration)
-        self.normal_terms_ = score_terms(self.vae_, calibration, self.noise_).mean(0)
+        self.normal_terms_ = mean_terms(self.vae_, calibration, self.noise_)
         self.kl_ = mean_kl(self.vae_, calibration)
         return self
 
@@ -176,7 +183,8 @@ class CertifiedDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc] # sc
         """Certified: at no point of the perturbation set around a row is its score outside of [lower, upper].
 
         So the verdict "alarm" (upper < threshold) cannot be silenced within the set, and "calm" (lower >= threshold)
-        cannot be turned into an alarm; "undecided" is neither. Memory does not grow with the rows but by the table.
+        cannot be turned into an alarm; "undecided" is neither. Bounds hold in real arithmetic, and verdicts leave room
+        for float64 rounding; with `sound` both are proven for the scores as they are computed.
 
         Args:
             perturbation: in the user's units; a number is the radius of a `ball`.
@@ -186,8 +194,8 @@ class CertifiedDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc] # sc
 
         Returns:
             One row each, indexed as X: score, lower, upper in nats; verdict; certified_radius, the largest size of the
-            set, scaled, at which the row's own verdict is certified (to 0.4 %, rounded down); attacked_lower and
-            attacked_upper, the lowest and highest score that projected gradient descent reaches in the set.
+            set, scaled by 2^-12 to 2^10, at which the row's own verdict is certified (to 0.4 %, rounded down; 0 below);
+            attacked_lower, attacked_upper, the least and largest score that projected gradient descent reaches.
 
         Raises:
             ValueError: as `numeric_rows`, and for a perturbation that does not fit the rows.
@@ -196,8 +204,7 @@ class CertifiedDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc] # sc
         """
         rows = self._rows(X)
         chosen = perturbation if isinstance(perturbation, PerturbationSet) else self.ball(perturbation)
-        how = Certification(self.vae_, self.noise_, self.offset_, method, sound, radius, attack)
-        frame = how.rows(rows, chosen)
+        frame = Certification(self.vae_, self.noise_, self.offset_, method, sound, radius, attack).rows(rows, chosen)
         return frame.set_index(X.index) if isinstance(X, pd.DataFrame) else frame
 
     def explain(self, row: Any) -> pd.Series:
@@ -209,12 +216,13 @@ class CertifiedDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc] # sc
         Args:
             row: a table of one row.
 
-        Raises ValueError as `numeric_rows`, and for another number of rows.
+        Raises ValueError as `numeric_rows`, for another number of rows, and for a row whose score overflows; and
+        NotImplementedError for a likelihood of the user's own without `terms`.
         """
         rows = self._rows(row)
         if len(rows) != 1:
             raise ValueError(f"one row is explained at a time, got {len(rows)}: pass X[:1], or X.iloc[[0]]")
-        falls = self.normal_terms_ - score_terms(self.vae_, rows, self.noise_)[0]
+        falls = falls_of(self.vae_, rows, self.noise_, self.normal_terms_)
         return pd.Series(falls.numpy(), index=[*column_names(self), "KL"], name="fall")
 
     def ball(self, eps: Radii) -> LinfBall:
@@ -222,7 +230,7 @@ class CertifiedDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc] # sc
         freezes it. Raises ValueError as `feature_radii`.
         """
         check_is_fitted(self)
-        return LinfBall(feature_radii(eps, self.n_features_in_), *self._range)
+        return LinfBall(feature_radii(eps, self.n_features_in_), self.low_, self.high_)
 
     def save(self, path: str | Path) -> None:
         """Write the detector to one safetensors file; whole or not at all."""
@@ -233,17 +241,10 @@ class CertifiedDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc] # sc
     def load(cls, path: str | Path, vae: VAE | None = None) -> Self:
         """The detector stored at `path`; where it is around a model of the user's own, `vae` is one of the same layers.
 
-        Raises FileNotFoundError, and DamagedFileError for a file that is no detector's.
+        Raises FileNotFoundError, DamagedFileError for no detector's file, ValueError for a `vae` missing or unneeded.
         """
         return file.load(cls, path, vae)
 
     def _rows(self, X: Any) -> Tensor:
         check_is_fitted(self)
-        return numeric_rows(self, X, *self._range, reset=False)
-
-    @property
-    def _range(self) -> tuple[float, float]:
-        """The data range, as far as the likelihood explains it."""
-        likelihood = Bernoulli if self.likelihood == "bernoulli" else Gaussian
-        low, high = (likelihood if self.vae is None else self.vae.likelihood).support
-        return max(self.low, low), min(self.high, high)
+        return numeric_rows(self, X, self.low_, self.high_, reset=False)

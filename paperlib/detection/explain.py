@@ -2,9 +2,35 @@
 
 from typing import Any
 
+import numpy as np
 import pandas as pd
+from torch import Tensor
+
+from paperlib.detection.score import score_terms
+from paperlib.models.vae import VAE
 
 SHOWN = 15  # features with a bar of their own, at most
+
+
+def mean_terms(vae: VAE, rows: Tensor, noise: Tensor) -> Tensor | None:
+    """The mean of `score_terms` over the rows, [features + 1]; None for a likelihood of the user's own without them."""
+    try:
+        return score_terms(vae, rows, noise).mean(0)
+    except NotImplementedError:
+        return None
+
+
+def falls_of(vae: VAE, row: Tensor, noise: Tensor, normal_terms: Tensor | None) -> Tensor:
+    """By how much each summand of the score of a row [1, features] is below its mean, [features + 1], nats.
+
+    Raises ValueError for a row whose score overflows, and NotImplementedError where there are no terms.
+    """
+    if normal_terms is None:
+        raise NotImplementedError(f"{type(vae.likelihood).__name__} has no `terms`, which explanations need")
+    falls = normal_terms - score_terms(vae, row, noise)[0]
+    if not falls.isfinite().all():
+        raise ValueError("the row is so far out that the model overflows: its score is minus infinity")
+    return falls
 
 
 def falls_picture(falls: pd.Series) -> Any:
@@ -14,8 +40,8 @@ def falls_picture(falls: pd.Series) -> Any:
     """
     from matplotlib.figure import Figure  # here, as no verdict needs it
 
-    order = falls.abs().sort_values(ascending=False).index
-    shown, rest = falls[order[:SHOWN]], falls[order[SHOWN:]]
+    order = np.argsort(-falls.abs().to_numpy(), stable=True)  # by place: two features may have one name
+    shown, rest = falls.iloc[order[:SHOWN]], falls.iloc[order[SHOWN:]]
     if len(rest):
         shown = pd.concat([shown, pd.Series({f"{len(rest)} others": rest.sum()})])
     figure = Figure(figsize=(5, 0.8 + 0.28 * len(shown)), layout="constrained")

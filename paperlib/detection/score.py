@@ -16,6 +16,7 @@ from paperlib.models.vae import VAE
 from paperlib.threats.perturbation import PerturbationSet
 
 ROWS = 1_000  # that are scored at a time
+INF = torch.inf
 
 
 def fixed_noise(draws: int, latent_dim: int, seed: int) -> Tensor:
@@ -33,10 +34,11 @@ def fixed_noise(draws: int, latent_dim: int, seed: int) -> Tensor:
 def score(vae: VAE, x: Tensor, noise: Tensor) -> Tensor:
     """The mean of the ELBO over the rows of `noise`, [batch], nats; higher is more normal.
 
-    A single row of zeros is the ELBO at the posterior mean. Checks shapes alone, for inner loops.
+    A single row of zeros is the ELBO at the posterior mean. Where a row is so far out that the model overflows, its
+    score is minus infinity. Checks shapes alone, for inner loops.
     """
     values = [unchecked_elbo(vae, x, draw.expand(len(x), -1), x) for draw in noise]
-    return torch.stack(values).mean(0)
+    return torch.stack(values).mean(0).nan_to_num(-INF, INF, -INF)
 
 
 @torch.no_grad()
@@ -72,7 +74,7 @@ def score_bounds(
     """
     each = [elbo_bounds(vae, x, perturbation, draw.expand(len(x), -1), method, sound=sound) for draw in noise]
     lower, upper = (torch.stack(ends).mean(0) for ends in zip(*each, strict=True))
-    mean = Interval(lower, upper)
+    mean = Interval(lower.nan_to_num(-INF, INF, -INF), upper.nan_to_num(INF, INF, -INF))  # a NaN bounds nothing
     if not sound or len(noise) == 1:
         return mean
     # the sum and the division round in the precision of x, and the sums of the bounds in float64

@@ -9,6 +9,9 @@ from sklearn.base import BaseEstimator
 from sklearn.utils.validation import validate_data
 from torch import Tensor
 
+from paperlib.models.likelihood import Likelihood
+from paperlib.threats.perturbation import check_range
+
 
 def numeric_rows(estimator: BaseEstimator, X: Any, low: float, high: float, *, reset: bool) -> Tensor:
     """The rows as a float64 tensor [rows, features], finite and in [low, high].
@@ -36,6 +39,14 @@ def numeric_rows(estimator: BaseEstimator, X: Any, low: float, high: float, *, r
             row, column = np.argwhere(bad)[0]
             raise ValueError(f"column {names[column]!r} holds {rows[row, column]:g} in row {row}, {why}")
     return torch.from_numpy(rows if rows.flags.writeable else rows.copy())  # torch warns of what is read-only
+
+
+def data_range(low: float, high: float, likelihood: Likelihood | type[Likelihood]) -> tuple[float, float]:
+    """The part of [low, high] that the likelihood explains. Raises ValueError unless low < high, for either."""
+    check_range(low, high)
+    least, most = likelihood.support
+    check_range(max(low, least), min(high, most))
+    return max(low, least), min(high, most)
 
 
 def column_names(estimator: BaseEstimator) -> list[Any]:

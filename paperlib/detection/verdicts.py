@@ -28,7 +28,8 @@ class Certification:
 
     Args:
         noise: of the score, [draws, latent_dim].
-        threshold: a score below it raises an alarm.
+        threshold: a score below it raises an alarm. A verdict is certified if the bounds are on its side by more than
+            float64 rounds a score, or with `sound`, which allows for rounding, if they are on its side at all.
     """
 
     vae: VAE
@@ -60,15 +61,14 @@ class Certification:
     def _chunk(self, x: Tensor, perturbation: PerturbationSet) -> pd.DataFrame:
         value = score(self.vae, x, self.noise)
         bounds = around(value, self._bounds(x, perturbation))
-        alarm, calm = bounds.upper < self.threshold, bounds.lower >= self.threshold
+        alarm, calm = self._certified(bounds)
         unknown = torch.full_like(value, torch.nan)
         radius, attacked = unknown, Interval(unknown, unknown)
         if self.radius:
             raises = value < self.threshold
 
             def certified(scaled: PerturbationSet, rows: Tensor) -> Tensor:
-                lower, upper = self._bounds(x[rows], scaled)
-                return torch.where(raises[rows], upper < self.threshold, lower >= self.threshold)
+                return torch.where(raises[rows], *self._certified(self._bounds(x[rows], scaled)))
 
             radius = certified_radius(x, perturbation, alarm | calm, certified)
         if self.attack:
@@ -79,6 +79,11 @@ class Certification:
         frame = pd.DataFrame({name: column.numpy() for name, column in columns.items()})
         frame.insert(3, "verdict", np.select([alarm.numpy(), calm.numpy()], ["alarm", "calm"], "undecided"))
         return frame
+
+    def _certified(self, bounds: Interval) -> tuple[Tensor, Tensor]:
+        """Whether an alarm and whether calm is certified, each [batch]."""
+        margin = 0.0 if self.sound else ALLOWANCE * (1 + abs(self.threshold))
+        return bounds.upper < self.threshold - margin, bounds.lower >= self.threshold + margin
 
     def _bounds(self, x: Tensor, perturbation: PerturbationSet) -> Interval:
         return score_bounds(self.vae, x, perturbation, self.noise, self.method, self.sound)
@@ -100,7 +105,9 @@ def around(value: Tensor, bounds: Interval) -> Interval:
     Raises SandwichViolationError where more than rounding did.
     """
     allowed = ALLOWANCE * (1 + value.abs())
-    holds = (bounds.lower <= value + allowed) & (value <= bounds.upper + allowed)
+    # an infinite score is compared as it is: what it allows is infinite, too
+    below = (bounds.lower <= value) | (bounds.lower <= value + allowed)
+    holds = below & ((value <= bounds.upper) | (value <= bounds.upper + allowed))
     if not holds.all():
         row = int((~holds).nonzero()[0])
         raise SandwichViolationError(
