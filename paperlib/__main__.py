@@ -9,6 +9,7 @@ from typing import NoReturn
 
 import tyro
 
+from paperlib.certificates.evaluation import SandwichViolationError
 from paperlib.commands.command import BadInputError, Command
 from paperlib.commands.detect import Detect
 from paperlib.commands.measure import Attack, Certify
@@ -20,7 +21,15 @@ from paperlib.runtime.parallel import TasksFailedError
 from paperlib.runtime.terminal import escape_unprintable
 from paperlib.training.loop import TrainingDivergedError
 
-ERRORS = (OSError, ValueError, ModuleNotFoundError, PeerStoppedError, TasksFailedError, TrainingDivergedError)
+ERRORS = (
+    OSError,
+    ValueError,
+    ModuleNotFoundError,
+    PeerStoppedError,
+    SandwichViolationError,
+    TasksFailedError,
+    TrainingDivergedError,
+)
 
 COMMANDS: dict[str, Callable[..., Command]] = {
     "train": Train,

@@ -61,11 +61,14 @@ class RelaxedVAE:
 
     @classmethod
     def of(cls, vae: VAE, bounds: IntervalBounds, noise: Tensor, sound: SoundBounds | None = None) -> Self:
-        """Relaxations over the boxes of interval propagation (CROWN-IBP); with `sound`, whose bounds these are then, of
+        """Relaxations over the boxes of interval propagation (CROWN-IBP); with `sound`, whose bounds these must be, of
         the network as it is deployed.
 
-        Raises ValueError for a deployed network of more units than the error of sums allows for.
+        Raises ValueError for bounds other than those of `sound`, whose rounding speaks of no others; and for a deployed
+        network of more units than the error of sums allows for.
         """
+        if sound is not None and bounds is not sound.bounds:
+            raise ValueError("these bounds are not those of the sound ones: pass sound.bounds")
         boxes = [*bounds.encoder, *bounds.decoder]
         units = sum(math.prod(box.lower.shape[1:]) for box in boxes)
         deployed = None if sound is None else sound.deployed
@@ -74,7 +77,7 @@ class RelaxedVAE:
                 f'sound linear bounds are for at most {MOST_SUMMANDS} units, this network has {units}: use method="ibp"'
             )
         scale = posterior_bounds.scale_relaxation(bounds.log_var)
-        roundings = ((), ()) if sound is None else (sound.encoder_rounding, sound.decoder_rounding)
+        roundings = (None, None) if sound is None else (sound.encoder_rounding, sound.decoder_rounding)
         encoder = relaxed_layers(vae.encoder, "encoder", bounds.encoder, deployed, roundings[0])
         decoder = relaxed_layers(vae.decoder, "decoder", bounds.decoder, deployed, roundings[1])
         rounding = None if deployed is None else PosteriorRounding.of(bounds, noise, scale, deployed)

@@ -66,8 +66,14 @@ def joint_size(function: JointLinearFunction, bounds: IntervalBounds) -> Tensor:
 def cancellation(coefficients: Tensor, box: Interval) -> Tensor:
     """What a linear bound gives up for the rounding of inputs far from 0, [batch]; a constant for autograd.
 
-    The terms of inputs that vary little around a large value are large, and in the sum they cancel. For inputs in
-    [-1, 1] it is nothing, as they are covered by what methods give up for any sum.
+    An allowance, not a proof: it is for bounds in real arithmetic, and sound ones have proven terms in its place.
+    Inputs that vary little around a large value have large products with their coefficients, which cancel in the sum,
+    so that the result does not show how large they were. Here they count as far as they are beyond [-1, 1]. Inputs
+    within, and all other sums of a bound, are covered by `crown.slack`, which goes by the size of the result.
+
+    As there it is 64 epsilons, or 128 unit roundoffs, of the terms' size: the most that 128 additions in a row can lose
+    (Higham 2002, "Accuracy and Stability of Numerical Algorithms", section 4.2), and what 128**2 usually lose, whose
+    errors have both signs and add up like the square root of their number.
     """
     beyond = (magnitude(box) - 1).clamp(min=0)
     return 64 * torch.finfo(beyond.dtype).eps * sum_per_example(coefficients.abs() * beyond).detach()

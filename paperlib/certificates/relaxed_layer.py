@@ -44,12 +44,16 @@ class RelaxedLayer:
 
 
 def relaxed_layers(
-    module: nn.Module, name: str, boxes: list[Interval], deployed: torch.dtype | None, roundings: Sequence[Tensor]
+    module: nn.Module,
+    name: str,
+    boxes: list[Interval],
+    deployed: torch.dtype | None,
+    roundings: Sequence[Tensor] | None = None,
 ) -> tuple[RelaxedLayer, ...]:
-    """Each layer of a module over its box; arguments as for `RelaxedLayer.of`, `roundings` of all layers or empty."""
+    """Each layer of a module over its box; arguments as for `RelaxedLayer.of`, `roundings` of all layers."""
     layers = list(named_layers(module, name))
-    made: Sequence[Tensor | None] = roundings or [None] * len(layers)
+    each = [None] * len(layers) if roundings is None else roundings
     return tuple(
         RelaxedLayer.of(place, layer, box, deployed, rounding)
-        for (place, layer), box, rounding in zip(layers, boxes[: len(layers)], made, strict=True)
+        for (place, layer), box, rounding in zip(layers, boxes[: len(layers)], each, strict=True)
     )

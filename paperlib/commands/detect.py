@@ -16,6 +16,7 @@ from tyro.conf import OmitSubcommandPrefixes, Positional, arg, subcommand
 
 from paperlib.commands.command import BadInputError, Command, say, user_input
 from paperlib.commands.verdict_picture import write_verdict_picture
+from paperlib.commands.verdict_totals import VerdictTotals
 from paperlib.commands.verdict_words import radius_words, share, verdict_lines
 from paperlib.data.tables import Part, Table, check_table
 from paperlib.models.gaussian import collapse_warning
@@ -105,10 +106,10 @@ class Fit(Command):
         )
         some = frame.iloc[detector.calibration_rows_[:SHOWN]]
         verdicts = detector.certify(some, detector.ball(detector.eps_), radius=False, attack=False)
-        score, verdict = (verdicts[name].to_numpy() for name in ("score", "verdict"))
+        calm = share(int((verdicts["verdict"] == "calm").sum()), len(some))
         say(
-            f"calm        {share(score >= detector.offset_)} of {len(some):,} rows held out, "
-            f"{share(verdict == 'calm')} certified for {radius_words(detector.eps_)}"
+            f"certified   calm for {radius_words(detector.eps_)}: {calm} of {len(some):,} rows held out,\n"
+            "            which the threshold was set on"
         )
         if warning := collapse_warning(detector.kl_):
             say(f"warning     {warning}")
@@ -152,7 +153,7 @@ class Score(Command):
                 raise BadInputError(f"{self.detector} was not trained for a radius: give --eps")
             ball = detector.ball(eps)
             names = getattr(detector, "feature_names_in_", None)
-            columns = detector.n_features_in_ if names is None else [*map(str, names)]
+            columns = detector.n_features_in_ if names is None else self._columns(names)
             table = check_table(self.new, columns, ball.low, ball.high)
             picture = self.out.with_suffix(".png")
             _check_outputs([self.out, picture], [self.new, self.detector])
@@ -169,31 +170,38 @@ class Score(Command):
         say(f"rows        {table.rows:,} in {self.new}")
         say(f"certified   for {radius_words(radii)} by {self.method}, {arithmetic}")
         start = perf_counter()
-        verdicts = self._write(table, certify, names)
+        totals = self._write(table, certify, names, VerdictTotals(table.rows, detector.offset_))
         seconds = perf_counter() - start
-        calibration = detector.calibration_size_, detector.alpha
-        say("\n".join(verdict_lines(verdicts, detector.offset_, *calibration, radii)))
-        say(f"speed       {table.rows / seconds:,.0f} rows a second, {seconds:.1f} seconds")
+        say("\n".join(verdict_lines(totals, detector.calibration_size_, detector.alpha, radii)))
+        say(f"speed       {totals.rows / seconds:,.0f} rows a second, {seconds:.1f} seconds")
         say(f"verdicts    {self.out}")
         if find_spec("matplotlib") is None:
             say("picture     none, it needs matplotlib: pip install matplotlib")
             return
-        write_verdict_picture(picture, verdicts, detector.offset_, f"{radius_words(radii)}, {self.method}")
+        write_verdict_picture(picture, totals, f"{radius_words(radii)}, {self.method}")
         say(f"picture     {picture}")
 
-    def _write(self, table: Table, certify: Any, names: NDArray[Any] | None) -> pd.DataFrame:
-        """Write the verdicts part by part; returns what the report and the picture need of them."""
+    def _columns(self, names: NDArray[Any]) -> list[str]:
+        """The detector's own names as tables have them: without blanks around, which those of a DataFrame may have."""
+        columns = [str(name).strip() for name in names]
+        if len({*columns}) < len(columns):
+            raise BadInputError(
+                f"{self.detector} has columns whose names differ by blanks alone: fit it to other names"
+            )
+        return columns
+
+    def _write(self, table: Table, certify: Any, names: NDArray[Any] | None, totals: VerdictTotals) -> VerdictTotals:
+        """Write the verdicts part by part; returns their totals."""
         dropped = [] if self.attack else ["attacked_lower", "attacked_upper"]
         dropped += [] if self.radius else ["certified_radius"]
-        kept: list[pd.DataFrame] = []
         with atomic(self.out) as temporary, Progress(f"score {table.path.name}", table.rows) as progress:
             for part in table.parts():
                 rows = certify(_frame(part, names)).drop(columns=dropped)
                 rows.insert(0, "line", part.lines)
-                rows.to_csv(temporary, mode="a", header=not kept, index=False, lineterminator="\n")
-                kept.append(rows.drop(columns=["line", "attacked_lower", "attacked_upper"], errors="ignore"))
+                rows.to_csv(temporary, mode="a", header=totals.rows == 0, index=False, lineterminator="\n")
+                totals.add(rows)
                 progress.step(len(rows))
-        return pd.concat(kept, ignore_index=True)
+        return totals
 
 
 @dataclass(frozen=True)

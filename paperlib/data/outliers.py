@@ -1,4 +1,4 @@
-"""Outliers made of normal images, and of nothing: what an image detector trained on digits should take alarm at."""
+"""Outliers made of normal images, and noise: a detector that was trained on digits should raise an alarm on them."""
 
 import torch
 from torch import Tensor

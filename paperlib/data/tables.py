@@ -44,8 +44,16 @@ class Table:
     high: float
 
     def parts(self) -> Iterator[Part]:
-        """The rows, read anew, at most `PART` at a time. Raises TableError where the file has changed for the worse."""
-        return _parts(self.path, self.columns, self.low, self.high)
+        """The rows, read anew, at most `PART` at a time.
+
+        Raises TableError if the file has changed since it was checked, and no longer is such a table or has fewer rows.
+        """
+        rows = 0
+        for part in _parts(self.path, self.columns, self.low, self.high):
+            yield part
+            rows += len(part.lines)
+        if rows < self.rows:
+            raise TableError(f"{self.path} has lost rows while it was read: it had {self.rows}, now {rows}")
 
 
 def check_table(
@@ -103,9 +111,9 @@ def _header(path: Path, lines: Iterator[tuple[int, list[str]]]) -> tuple[str, ..
         raise TableError(f"{path}, line {line}: values are to be separated by commas, here is {names[0]!r}")
     if "" in names:
         raise TableError(f"{path}, line {line}: column {names.index('') + 1} has no name")
-    numbers = [number for name in names if (number := _number(name)) is not None]
-    # the numbers 0, 1, 2, ... may be the names of columns that had none
-    if len(numbers) == len(names) and not all(number.is_integer() for number in numbers):
+    # 0, 1, 2, ... may be the names of columns that had none; any other numbers are a row, which must not get lost
+    numbered = tuple(map(str, range(len(names))))
+    if names != numbered and all(_number(name) is not None for name in names):
         raise TableError(f"{path}, line {line}: the first line must name the columns, and here are numbers")
     for place, name in enumerate(names):
         if name in names[:place]:
@@ -137,7 +145,7 @@ def _row(where: str, names: tuple[str, ...], cells: list[str], low: float, high:
     try:
         values = [float(cell) for cell in cells]
         # all at once, for speed; the sum is finite unless a value is not, or it overflows
-        if math.isfinite(sum(values)) and min(values) >= low and max(values) <= high:
+        if math.isfinite(sum(values)) and min(values) >= low and max(values) <= high and "_" not in "".join(cells):
             return values
     except ValueError:
         pass
@@ -158,7 +166,8 @@ def _value(where: str, cell: str, low: float, high: float) -> float:
 
 
 def _number(cell: str) -> float | None:
+    """None for what is no number, and for 1_000, which Python alone takes for one."""
     try:
-        return float(cell)
+        return None if "_" in cell else float(cell)
     except ValueError:
         return None

@@ -38,9 +38,9 @@ def two_sided_guaranteed_auc(normal_lower: Tensor, outlier_upper: Tensor) -> flo
 def _pairs(normal: Tensor, outlier: Tensor, right: bool) -> float:
     """The share of pairs with  outlier < normal,  or with `right`  outlier <= normal.  Exact, by sorting."""
     for name, scores in (("normal", normal), ("outlier", outlier)):
-        if scores.ndim != 1 or len(scores) == 0 or scores.isnan().any():
-            raise ValueError(
-                f"{name} scores must be [count] with at least one row and no NaN, got {list(scores.shape)}"
-            )
+        if scores.ndim != 1 or len(scores) == 0:
+            raise ValueError(f"{name} scores must be [count] with at least one row, got {list(scores.shape)}")
+        if missing := int(scores.isnan().sum()):
+            raise ValueError(f"{name} scores must not be NaN, and {missing} of {len(scores)} are")
     below = torch.searchsorted(outlier.double().sort().values, normal.double(), right=right)
     return below.sum().item() / (len(normal) * len(outlier))

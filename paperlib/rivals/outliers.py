@@ -28,9 +28,10 @@ class MadeUpOutliers(ProVAE):
     Outliers are, a third of the batch each: uniform noise; rows with their own values in another order; rows half of
     whose features are those of another row. Noise is in the data range, so that pixels that no row ever inks count; at
     an end where the range is infinite, it ends at the batch's own smallest or largest value of each feature. Upper
-    bounds are by CROWN-IBP over the same perturbation set.
+    bounds are by CROWN-IBP over the same perturbation set. An outlier that equals its normal row, as it can where rows
+    have few features or few values, is none and has no weight.
 
-    Raises ValueError for a weight that is negative.
+    Raises ValueError for a weight that is negative, and for rows of a single feature.
     """
 
     outlier_weight: float = 0.1
@@ -41,6 +42,12 @@ class MadeUpOutliers(ProVAE):
 
     def draw(self, x: Tensor, ball: PerturbationSet, generator: torch.Generator) -> Tensor:
         """The made-up outliers, of the shape of x."""
+        rows = x.flatten(1)
+        if rows.shape[1] < 2:
+            raise ValueError(
+                "outliers are made up from the features of rows in another order, these rows have a single one: "
+                "use outlier_weight=0"
+            )
 
         def uniform(*shape: int) -> Tensor:
             return torch.rand(*shape, generator=generator, dtype=x.dtype, device=x.device)
@@ -48,7 +55,6 @@ class MadeUpOutliers(ProVAE):
         low = torch.full_like(x[0], ball.low) if ball.low > -math.inf else x.amin(0)
         high = torch.full_like(x[0], ball.high) if ball.high < math.inf else x.amax(0)
         noise = torch.lerp(low, high, uniform(*x.shape)).clamp(low, high)
-        rows = x.flatten(1)
         shuffled = rows.gather(1, uniform(*rows.shape).argsort(1)).view_as(x)
         mixed = torch.where(uniform(*x.shape) < 0.5, x, x.roll(1, 0))  # batches are in random order
         kind = torch.arange(len(x), device=x.device).remainder(3).view(-1, *[1] * (x.ndim - 1))
@@ -60,7 +66,8 @@ class MadeUpOutliers(ProVAE):
         bounds = IntervalBounds.of(vae, region, step.noise, target_box(step.target, region.box, step.start))
         linear = linear_upper(CrownIBP().relax(Problem(vae, step.noise, bounds)))
         upper = torch.fmin(linear, elbo_upper(vae, bounds))  # a NaN bounds nothing
-        return lower - self.outlier_weight * F.relu(upper - lower)
+        same = (step.start == step.x).flatten(1).all(1)
+        return lower - self.outlier_weight * F.relu(upper - lower).masked_fill(same, 0)
 
 
 OBJECTIVES["detector"] = MadeUpOutliers()

@@ -44,6 +44,14 @@ EACH_TARGET = pytest.mark.parametrize("target", TARGETS)
 EACH_LIKELIHOOD = pytest.mark.parametrize("likelihood", ["bernoulli", "gaussian"])
 
 
+def test_roundings_are_for_their_own_bounds_alone() -> None:
+    vae, x, noise = network("ReLU", "bernoulli")
+    sound = float_sound.SoundBounds.of(vae, x, LinfBall(0.1), noise, "perturbed")
+    RelaxedVAE.of(sound.network, sound.bounds, noise.double(), sound)
+    with pytest.raises(ValueError, match="bounds are not those of the sound ones"):
+        RelaxedVAE.of(sound.network, replace(sound.bounds), noise.double(), sound)
+
+
 # Every point of many networks
 
 

@@ -12,8 +12,11 @@ import pytest
 
 from paperlib import mlp_vae, save
 from paperlib.__main__ import main
+from paperlib.certificates.evaluation import SandwichViolationError
+from paperlib.commands import verdict_totals
 from paperlib.commands.detect import Fit
 from paperlib.commands.verdict_picture import LOOKS, write_verdict_picture
+from paperlib.commands.verdict_totals import VerdictTotals
 from paperlib.commands.verdict_words import verdict_lines
 from paperlib.data import tables
 from paperlib.detection import CertifiedDetector
@@ -72,7 +75,8 @@ def test_fit_writes_the_detector_that_the_class_fits(here: Path, capsys: pytest.
         "trained     VAE 3-8-2 for eps 0.1 to 10 by column, on 96 rows",
         f"threshold   {own.offset_:.4g} nats",
         "probability of at most 0.1,",
-        f"of 24 rows held out, {calm} (",
+        f"certified   calm for eps 0.1 to 10 by column: {calm} (",
+        " of 24 rows held out,\n            which the threshold was set on",
     ]
     assert [word for word in words if word not in "\n".join(lines)] == []
 
@@ -125,6 +129,53 @@ def test_a_detector_that_was_fitted_without_names_takes_columns_by_their_place(h
     assert status("score", "three.csv", "nameless.detector", "--out", "verdicts.csv", "--no-radius") == 0
     expected = CertifiedDetector.load("nameless.detector").score_samples(rows[:3].to_numpy())
     assert pd.read_csv("verdicts.csv")["score"].to_numpy() == pytest.approx(expected, rel=1e-12)
+
+
+def test_blanks_around_the_names_of_columns_do_not_matter(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = normal_rows(60).rename(columns={"bar": " bar"})
+    CertifiedDetector(alpha=0.1, hidden=(4,), latent_dim=2, steps=5).fit(rows).save("blanks.detector")
+    rows[:3].to_csv("three.csv", index=False)
+    assert status("score", "three.csv", "blanks.detector", "--out", "verdicts.csv", "--no-radius") == 0
+    expected = CertifiedDetector.load("blanks.detector").score_samples(rows[:3])
+    assert pd.read_csv("verdicts.csv")["score"].to_numpy() == pytest.approx(expected, rel=1e-12)
+
+    same = rows.rename(columns={"volts": "bar"})
+    CertifiedDetector(alpha=0.1, hidden=(4,), latent_dim=2, steps=5).fit(same).save("same.detector")
+    capsys.readouterr()
+    assert status("score", "three.csv", "same.detector", "--out", "same.csv") == 2
+    assert "same.detector has columns whose names differ by blanks alone" in capsys.readouterr().err
+
+
+def test_of_a_long_table_a_sample_is_kept_and_the_counts_are_exact(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(tables, "PART", 3)
+    assert status("score", "new.csv", "pump.detector", "--eps", 0.05, "--out", "verdicts.csv") == 0
+    whole, picture = capsys.readouterr().out.splitlines(), (here / "verdicts.png").read_bytes()
+    monkeypatch.setattr(verdict_totals, "SAMPLE", 4)
+    assert status("score", "new.csv", "pump.detector", "--eps", 0.05, "--out", "verdicts.csv") == 0
+    lines = capsys.readouterr().out.splitlines()
+    radii = pd.read_csv("verdicts.csv")["certified_radius"]
+    assert len(radii) == 8 and radii.nunique() > 4, "a median of some differs from that of all"
+    changed = {line.split()[0]: (line, former) for line, former in zip(lines, whole, strict=True) if line != former}
+    assert {*changed} - {"speed"} == {"radius"}
+    line, former = changed["radius"]
+    assert " certified in the median of a sample of 4 rows; " in line and line.split("; ")[1] == former.split("; ")[1]
+    assert float(line.split()[1]) == pytest.approx(radii[::2].median(), rel=1e-2)
+    assert (here / "verdicts.png").read_bytes() != picture
+
+
+@pytest.mark.parametrize("count", [1, 9, 10, 11, 25, 1_000])
+def test_the_rows_kept_are_evenly_spaced_and_do_not_grow(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verdict_totals, "SAMPLE", 10)
+    totals = VerdictTotals(count, threshold=4.5)
+    rows = pd.DataFrame({"score": np.arange(float(count)), "verdict": "undecided"})
+    for start in range(0, count, 7):
+        totals.add(rows[start : start + 7])
+    kept = totals.sample["score"]
+    assert len(kept) == min(count, 10) and kept[0] == 0
+    assert kept.diff().dropna().between(count // 10 if count > 10 else 1, -(-count // 10)).all()
+    assert (totals.rows, totals.alarms, totals.verdicts) == (count, min(count, 5), {"undecided": count})
 
 
 def test_without_matplotlib_there_is_no_picture_and_a_line_says_so(
@@ -206,6 +257,15 @@ def test_a_file_that_is_no_detector_is_one_line(kind: str, here: Path, capsys: p
     assert not (here / "verdicts.csv").exists() and not (here / "verdicts.png").exists()
 
 
+def test_a_broken_sandwich_is_one_line(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: Any, **__: Any) -> None:
+        raise SandwichViolationError("the score 1 is outside of its certified bounds [2, 3] in 1 of 8 rows")
+
+    monkeypatch.setattr(CertifiedDetector, "certify", fails)
+    said = status("score", "new.csv", "pump.detector", "--out", "verdicts.csv")
+    assert said == "error: the score 1 is outside of its certified bounds [2, 3] in 1 of 8 rows"
+
+
 def test_an_error_in_the_middle_leaves_the_former_verdicts(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tables, "PART", 3)
     (here / "verdicts.csv").write_text("former")
@@ -234,7 +294,9 @@ def test_the_picture_shows_each_row_of_a_short_table_and_the_whole_order_of_a_lo
     verdicts = pd.DataFrame({"score": scores, "lower": scores - 4, "upper": scores + 4})
     verdicts["verdict"] = np.select([scores < -4, scores >= 4], ["alarm", "calm"], "undecided")
     for rows in (verdicts[:10], verdicts):
-        write_verdict_picture(tmp_path / "p.png", rows, 0.0, "eps 1")
+        totals = VerdictTotals(len(rows), threshold=0.0)
+        totals.add(rows)
+        write_verdict_picture(tmp_path / "p.png", totals, "eps 1")
         axes = drawn[-1].axes[0]
         points = [line.get_xydata() for line in axes.get_lines()[: len(LOOKS)]]
         shown = np.concatenate(points)
@@ -245,8 +307,19 @@ def test_the_picture_shows_each_row_of_a_short_table_and_the_whole_order_of_a_lo
         assert labels[0] == f"alarm, certified: {(rows['verdict'] == 'alarm').sum():,}"
 
 
-def test_certified_radii_are_multiples_where_each_column_has_its_own_radius() -> None:
-    frame = pd.DataFrame({"score": [1.0, 2.0], "verdict": ["calm", "calm"], "certified_radius": [4.0, 8.0]})
-    one, several = (verdict_lines(frame, 0.0, 20, 0.05, np.array(radii))[-1] for radii in ([2.0, 2.0], [0.5, 2.0]))
-    assert one == "radius      6.00 certified in the median, 8.00 at most"
-    assert several == "radius      3.00 times that certified in the median, 4.00 times that at most"
+@pytest.mark.parametrize(
+    ("radii", "largest", "words"),
+    [
+        ([2.0, 2.0], 8.0, "6.00 certified in the median; the largest is 8.00"),
+        ([0.5, 2.0], 8.0, "3.00 times that certified in the median; the largest is 4.00 times that"),
+        ([2.0, 2.0], 2_047.0, "1025 certified in the median; the largest is 2047"),
+        ([2.0, 2.0], 2_048.0, "1026 certified in the median; the largest is at least 2048"),
+        ([0.5, 2.0], 2_048.0, "513 times that certified in the median; the largest is at least 1024 times that"),
+    ],
+)
+def test_certified_radii_are_multiples_where_each_column_has_its_own_radius_and_end_at_the_largest_tried(
+    radii: list[float], largest: float, words: str
+) -> None:
+    totals = VerdictTotals(2, threshold=0.0)
+    totals.add(pd.DataFrame({"score": [1.0, 2.0], "verdict": ["calm", "calm"], "certified_radius": [4.0, largest]}))
+    assert verdict_lines(totals, 20, 0.05, np.array(radii))[-1] == f"radius      {words}"

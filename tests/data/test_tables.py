@@ -58,9 +58,14 @@ def test_numbers_may_name_the_columns_where_they_count_them(tmp_path: Path) -> N
         ("\n \n", "rows.csv is empty"),
         ("a,b\n", "rows.csv has a header and no rows"),
         ("1.5,2\n3,4\n", "rows.csv, line 1: the first line must name the columns, and here are numbers"),
+        ("17,4\n3,4\n", "rows.csv, line 1: the first line must name the columns, and here are numbers"),
+        ("0.0,1\n3,4\n", "rows.csv, line 1: the first line must name the columns, and here are numbers"),
+        ("7,7\n3,4\n", "rows.csv, line 1: the first line must name the columns, and here are numbers"),
+        ("nan\n3\n", "rows.csv, line 1: the first line must name the columns, and here are numbers"),
         ("a;b\n1;2\n", "rows.csv, line 1: values are to be separated by commas, here is 'a;b'"),
         ("a,,c\n1,2,3\n", "rows.csv, line 1: column 2 has no name"),
         ("a,b,a\n1,2,3\n", "rows.csv, line 1: two columns have the name 'a'"),
+        ("a,b\n1,1_000\n", "rows.csv, line 2, column 'b' holds '1_000', which is no number"),
         ("a,b\n1,2\n\n1,two\n", "rows.csv, line 4, column 'b' holds 'two', which is no number"),
         ("a,b\n1,2\n,3\n", "rows.csv, line 3, column 'a' has no value: fill it in, or leave out the row"),
         ("a,b\n1,NaN\n", "rows.csv, line 2, column 'b' holds 'NaN', which is not finite"),
@@ -91,6 +96,13 @@ def test_other_columns_are_named(tmp_path: Path, columns: Any, words: str) -> No
     with pytest.raises(TableError) as caught:
         check_table(written(tmp_path, "a,b\n1,2\n"), columns)
     assert str(caught.value).endswith(words)
+
+
+def test_rows_that_get_lost_after_the_check_are_missed(tmp_path: Path) -> None:
+    table = check_table(written(tmp_path, "a,b\n1,2\n3,4\n"))
+    written(tmp_path, "a,b\n1,2\n")
+    with pytest.raises(TableError, match="has lost rows while it was read: it had 2, now 1"):
+        list(table.parts())
 
 
 def test_values_outside_of_the_range_are_named(tmp_path: Path) -> None:

@@ -29,6 +29,16 @@ def test_infinite_bounds_lose_and_nothing_is_nan() -> None:
     normal = torch.tensor([0.0, 1.0])
     assert guaranteed_auc(normal, torch.tensor([torch.inf])) == 0
     assert two_sided_guaranteed_auc(torch.tensor([-torch.inf]), torch.tensor([-torch.inf])) == 0
-    for bad in (torch.empty(0), torch.tensor([torch.nan]), torch.zeros(2, 2)):
-        with pytest.raises(ValueError, match="outlier scores must be"):
-            auc(normal, bad)
+
+
+def test_what_is_wrong_with_which_scores_is_said() -> None:
+    good, nan = torch.tensor([0.0, 1.0]), torch.tensor([0.0, torch.nan, torch.nan])
+    for bad in (torch.empty(0), torch.zeros(2, 2)):
+        with pytest.raises(ValueError, match="outlier scores must be "):
+            auc(good, bad)
+        with pytest.raises(ValueError, match="normal scores must be "):
+            guaranteed_auc(bad, good)
+    with pytest.raises(ValueError, match="outlier scores must not be NaN, and 2 of 3 are"):
+        guaranteed_auc(good, nan)
+    with pytest.raises(ValueError, match="normal scores must not be NaN, and 2 of 3 are"):
+        two_sided_guaranteed_auc(nan, good)

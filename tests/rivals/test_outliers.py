@@ -40,6 +40,21 @@ def test_the_term_is_how_far_the_upper_bound_of_an_outlier_is_above_the_lower_bo
     torch.testing.assert_close(MadeUpOutliers(0.0).robust_term(vae, step), ProVAE().robust_term(vae, step))
 
 
+def test_an_outlier_that_equals_its_row_is_not_pushed_down() -> None:
+    vae = mlp_vae((2,), (8,), 2).double()
+    x, noise = torch.rand(4, 2).double(), torch.randn(4, 2).double()
+    outliers = torch.stack([x[0], x[1] + 0.1, x[2], x[3] * torch.tensor([1.0, 0.5])])  # the last differs in one value
+    step = TrainingStep(x, outliers, LinfBall(0.2), noise, 0.0, "crown-ibp")
+    lower = ProVAE().robust_term(vae, step)
+    pushed = lower - MadeUpOutliers(0.5).robust_term(vae, step)
+    assert (pushed > 0).tolist() == [False, True, False, True] and (pushed[[0, 2]] == 0).all()
+
+
+def test_a_single_feature_has_no_other_order() -> None:
+    with pytest.raises(ValueError, match="these rows have a single one: use outlier_weight=0"):
+        MadeUpOutliers().draw(torch.rand(6, 1), LinfBall(0.1), torch.Generator().manual_seed(0))
+
+
 def test_a_negative_weight_is_refused() -> None:
     with pytest.raises(ValueError, match="outlier_weight must not be negative"):
         MadeUpOutliers(-0.1)
