@@ -9,7 +9,7 @@ from paperlib.runtime.numbers import rounded_down
 
 # Guaranteed AUC of digits against Fashion-MNIST at radius 0.3 in Bitterwolf, Meinke & Hein (NeurIPS 2020, arXiv
 # 2007.08473), in per cent: two of their detectors, trained with 80 million images of other things.
-GOOD = (55.5, 78.0)
+GOOD = {"GOOD, one of two models": 55.5, "GOOD, the other of them": 78.0}
 GOOD_EPS = 0.3
 
 
@@ -33,20 +33,21 @@ def verdicts(rows: pd.DataFrame, *names: str) -> pd.DataFrame:
         line["KL"] = f"{row['kl']:.1f}"
         line |= {
             "detection": nearest(row["detection"]),
-            "attacked / certified": _pair(row, "detection"),
+            "detection: attacked / certified": _pair(row, "detection"),
             "calm": nearest(row["calm"]),
-            "attacked / certified ": _pair(row, "calm"),
+            "calm: attacked / certified": _pair(row, "calm"),
         }
         table.append(line)
     return pd.DataFrame(table)
 
 
 def separation(rows: pd.DataFrame) -> pd.DataFrame:
-    """Rows of `detection_rows`: AUC, guaranteed AUC and the two-sided one, at each radius."""
+    """Rows of `detection_rows`: KL, AUC, guaranteed AUC and the two-sided one, at each radius."""
     return pd.DataFrame(
         {
             "model": row["model"],
             "radius": f"{row['eps']:g}",
+            "KL": f"{row['kl']:.1f}",
             "AUC": nearest(row["auc"]),
             "guaranteed AUC": proven(row["guaranteed_auc"]),
             "two-sided": proven(row["two_sided_auc"]),
@@ -63,20 +64,24 @@ def odd_images(rows: pd.DataFrame, eps: float) -> pd.DataFrame:
         values = part.set_index("outliers")["guaranteed_auc"]
         table.append({"model": model, "KL": f"{part['kl'].iloc[0]:.1f}", **values.map(proven)})
     if eps == GOOD_EPS and "fashion-mnist" in set(at["outliers"]):
-        table += [{"model": f"GOOD ({place})", "fashion-mnist": f"{value:.1f}"} for place, value in enumerate(GOOD, 1)]
+        table += [{"model": name, "fashion-mnist": f"{value:.1f}"} for name, value in GOOD.items()]
     return pd.DataFrame(table).fillna("")
 
 
 def rivals(rows: pd.DataFrame) -> pd.DataFrame:
-    """Rows of `rival_rows`: detection and calm, each clean, attacked / certified, and what is promised."""
+    """Rows of `rival_rows`: numbers of beats, KL where there is one, detection and calm, each clean, attacked /
+    certified, and what is promised.
+    """
     return pd.DataFrame(
         {
             "detector": row["detector"],
-            "change": f"{'each sample' if row['threat'] == 'linf' else 'length'} {row['eps']:g}",
+            "change": f"{'l-infinity' if row['threat'] == 'linf' else 'l2'} {row['eps']:g}",
+            "abnormal / normal": f"{row['outliers']:,} / {row['normals']:,}",
+            "KL": "" if pd.isna(row["kl"]) else f"{row['kl']:.1f}",
             "detection": nearest(row["detection"]),
-            "attacked / certified": _pair(row, "detection"),
+            "detection: attacked / certified": _pair(row, "detection"),
             "calm": nearest(row["calm"]),
-            "attacked / certified ": _pair(row, "calm"),
+            "calm: attacked / certified": _pair(row, "calm"),
             "promise": row["promise"],
         }
         for row in rows.to_dict("records")

@@ -6,7 +6,7 @@ many others. They are attacked by the same searches, within reason: a forest has
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from math import inf
+from math import inf, nan
 from time import process_time
 from typing import Any, Self
 
@@ -21,8 +21,9 @@ from paperlib.data.datasets import load_dataset
 from paperlib.detection import CertifiedDetector
 from paperlib.detection.conformal import calibration_count, threshold
 from paperlib.detection.ranking import auc, guaranteed_auc
-from paperlib.detection.score import score, score_bounds
+from paperlib.detection.score import mean_kl, score, score_bounds
 from paperlib.models.vae import VAE
+from paperlib.paper.detectors import parameters, shares
 from paperlib.rivals.autoencoder import Autoencoder
 from paperlib.rivals.isolation_forest import ForestScore
 from paperlib.rivals.one_class_svm import KernelScore
@@ -46,8 +47,8 @@ SAMPLES = {"paper": 1_000, "smoke": 50}
 ATTACK_STEPS = {"paper": 40, "smoke": 4}
 BOUNDED = 500  # rows at a time
 COLUMNS = (
-    *("detector", "threat", "eps", "normals", "outliers", "detection", "calm", "attacked_detection", "attacked_calm"),
-    *("certified_detection", "certified_calm", "promise", "auc", "guaranteed_auc", "seconds"),
+    *("detector", "threat", "eps", "normals", "outliers", "kl", "detection", "calm", "attacked_detection"),
+    *("attacked_calm", "certified_detection", "certified_calm", "promise", "auc", "guaranteed_auc", "seconds"),
 )
 OURS: Mapping[str, Any] = {"eps": 0.1, "kappa": 0.5}
 
@@ -124,11 +125,12 @@ def rival_rows(dataset: str, profile: str, ours: Mapping[str, Any] = OURS) -> pd
     none; `attacked_*` what is left of each by an adversary who silences alarms, or raises them; `certified_*` what no
     adversary of this radius can take away, NaN where nothing is proven. A `promise` is "certain", or "with confidence
     0.999" for each row, or "none". auc, and guaranteed_auc with outliers at their upper bounds; `normals` and
-    `outliers` are counts of test rows; `seconds` is the processor time of fitting, attacks and certificates together.
+    `outliers` are counts of test rows; `kl`, in nats, is the mean of the calibration rows, NaN without a posterior;
+    `seconds` is the processor time of fitting, attacks and certificates together.
 
     Args:
         dataset: "ecg5000", in its own units; "wdbc", in standard deviations of each feature of the normal rows.
-        ours: arguments of `CertifiedDetector` for the last detector.
+        ours: arguments of `CertifiedDetector` for the last detector; the other networks have its widths.
     """
     train_set, test_set = load_dataset(dataset), load_dataset(dataset, "test")
     tables = Tables.of(train_set, test_set, ROWS[profile], standardize=dataset == "wdbc")
@@ -156,25 +158,28 @@ def rivals_config(dataset: str, profile: str, ours: Mapping[str, Any] = OURS) ->
         "smoothed": SMOOTHED[profile],
         "samples": SAMPLES[profile],
         "attack_steps": ATTACK_STEPS[profile],
-        "ours": dict(ours),
+        "ours": parameters({"steps": STEPS[profile], **ours}),
     }
 
 
 def rivals(profile: str, ours: Mapping[str, Any]) -> list[Rival]:
     """The detectors of the comparison, the certified one last."""
-    steps, samples = STEPS[profile], SAMPLES[profile]
+    steps, samples, like = STEPS[profile], SAMPLES[profile], CertifiedDetector(**ours)
 
     def smoothed(sigma: float) -> Rival:
         def fit(tables: Tables) -> SmoothedScore:
-            return SmoothedScore(_noise_trained(tables, sigma, steps), sigma, samples, CONFIDENCE, SEED)
+            return SmoothedScore(_noise_trained(tables, sigma, like, steps), sigma, samples, CONFIDENCE, SEED)
 
         return Rival(f"smoothed VAE, sigma {sigma:g}", fit, f"with confidence {CONFIDENCE:g}")
+
+    def autoencoder(tables: Tables) -> Autoencoder:
+        return Autoencoder.fit(tables.split[0], like.hidden, like.latent_dim, steps=steps, seed=SEED)
 
     return [
         Rival("isolation forest", lambda tables: ForestScore.fit(tables.split[0], seed=SEED)),
         Rival("one-class SVM", lambda tables: KernelScore.fit(tables.split[0], nu=ALPHA)),
-        Rival("autoencoder", lambda tables: Autoencoder.fit(tables.split[0], steps=steps, seed=SEED), "none"),
-        Rival("VAE", lambda tables: _detector(tables, {"steps": steps, "kappa": 1.0})),
+        Rival("autoencoder", autoencoder, "none"),
+        Rival("VAE", lambda tables: _detector(tables, {"steps": steps, **ours, "kappa": 1.0})),
         *map(smoothed, SIGMAS),
         Rival("certified detector", lambda tables: _detector(tables, {"steps": steps, **ours})),
     ]
@@ -185,22 +190,22 @@ def _detector(tables: Tables, parameters: Mapping[str, Any]) -> ElboScore:
     return ElboScore(detector.set_params(**parameters).fit(tables.training.numpy()))
 
 
-def _noise_trained(tables: Tables, sigma: float, steps: int) -> VAE:
-    """The VAE of `CertifiedDetector`, trained at noisy inputs alone, as its smoothing asks for."""
-    rows, default = tables.split[0].float(), CertifiedDetector()
+def _noise_trained(tables: Tables, sigma: float, like: CertifiedDetector, steps: int) -> VAE:
+    """The VAE of this detector, trained at noisy inputs alone, as its smoothing asks for."""
+    rows = tables.split[0].float()
     config = TrainConfig(
         dataset="own rows",
         data_shape=tuple(rows.shape[1:]),
-        hidden=tuple(default.hidden),
-        latent_dim=default.latent_dim,
+        hidden=tuple(like.hidden),
+        latent_dim=like.latent_dim,
         likelihood="gaussian",
-        scale=default.scale,
+        scale=like.scale,
         objective="noise",
         eps=sigma,
         kappa=0.0,
         steps=steps,
-        batch_size=min(default.batch_size, len(rows) * 9 // 10),  # `train` holds out a tenth
-        lr=default.lr,
+        batch_size=min(like.batch_size, len(rows) * 9 // 10),  # `train` holds out a tenth
+        lr=like.lr,
         seed=SEED,
     )
     return train(config, data=Dataset("own rows", rows, low=-inf, high=inf), device="cpu").vae
@@ -214,31 +219,31 @@ def measured(rival: Rival, tables: Tables, steps: int) -> pd.DataFrame:
     """
     start = process_time()
     detector = rival.fit(tables)
-    limit = threshold(detector.score(tables.split[1]), ALPHA)
-    normal, outlier = detector.score(tables.normal), detector.score(tables.outlier)
+    with torch.no_grad():
+        calibration, normal, outlier = map(detector.score, (tables.split[1], tables.normal, tables.outlier))
+    limit = threshold(calibration, ALPHA)
     about = {"detector": rival.name, "normals": len(normal), "outliers": len(outlier), "promise": rival.promise}
-    clean = {"detection": _share(outlier < limit), "calm": _share(normal >= limit), "auc": auc(normal, outlier)}
+    about |= {"kl": _kl(detector, tables.split[1]), "auc": auc(normal, outlier)}
     rows = []
     for norm, eps in THREATS:
         ball: PerturbationSet = LinfBall(eps, -inf, inf) if norm == "linf" else L2Ball(eps, -inf, inf)
         generator = torch.Generator().manual_seed(SEED)
         silenced = detector.attack(tables.outlier, ball, steps, generator, maximize=True)
         raised = detector.attack(tables.normal, ball, steps, generator, maximize=False)
-        attacked = {
-            "attacked_detection": _share(detector.score(silenced) < limit),
-            "attacked_calm": _share(detector.score(raised) >= limit),
-        }
-        certified = {}
-        of_normal, of_outlier = (detector.bounds(x, ball) for x in (tables.normal, tables.outlier))
-        if of_normal is not None and of_outlier is not None:
-            certified = {
-                "certified_detection": _share(of_outlier.upper < limit),
-                "certified_calm": _share(of_normal.lower >= limit),
-                "guaranteed_auc": guaranteed_auc(normal, of_outlier.upper),
-            }
-        rows.append({**about, "threat": norm, "eps": eps, **clean, **attacked, **certified})
+        with torch.no_grad():
+            of_normal, of_outlier = [normal, detector.score(raised)], [outlier, detector.score(silenced)]
+        proven = {}
+        below, above = (detector.bounds(x, ball) for x in (tables.normal, tables.outlier))
+        if below is not None and above is not None:
+            of_normal.append(below.lower)
+            of_outlier.append(above.upper)
+            proven["guaranteed_auc"] = guaranteed_auc(normal, above.upper)
+        rows.append({**about, "threat": norm, "eps": eps, **shares(of_normal, of_outlier, limit), **proven})
     return pd.DataFrame(rows).reindex(columns=COLUMNS[:-1]).assign(seconds=process_time() - start)
 
 
-def _share(holds: Tensor) -> float:
-    return holds.double().mean().item()
+def _kl(detector: OutlierScore, rows: Tensor) -> float:
+    """The mean KL of rows in nats; NaN for a detector without a posterior."""
+    if isinstance(detector, SmoothedScore):
+        return mean_kl(detector.vae.in_float64(), rows)
+    return mean_kl(detector.detector.vae_, rows) if isinstance(detector, ElboScore) else nan

@@ -80,7 +80,8 @@ class KernelScore(OutlierScore):
         value = torch.exp(-self.gamma * own)
         tangent = self.gamma * value * self.weights
         below = (value + self.gamma * value * own) @ self.weights - self._weighted(x, tangent, ball).upper
-        return Interval(torch.maximum(each.lower, below), torch.minimum(each.upper, above))
+        # far from all vectors the weights are 0 in floats: their center is 0 / 0, and a NaN bounds nothing
+        return Interval(torch.fmax(each.lower, below), torch.fmin(each.upper, above))
 
     def _weighted(self, x: Tensor, weights: Tensor, ball: PerturbationSet) -> Interval:
         """The least and the greatest of  sum_i w_i |x' - s_i|^2,  for weights [batch, vectors]: [batch] each."""

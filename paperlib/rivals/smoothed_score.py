@@ -67,7 +67,7 @@ class SmoothedScore(OutlierScore):
         self, x: Tensor, ball: PerturbationSet, steps: int, generator: torch.Generator, *, maximize: bool
     ) -> Tensor:
         """By the gradient of the mean over a few draws that stay the same (expectation over transformation: Athalye et
-        al. 2018), from x. What it does to the median is not checked.
+        al. 2018), from x. A point that does not move the estimated median that way is given up for x.
         """
         dtype, sign = next(self.vae.parameters()).dtype, -1.0 if maximize else 1.0
         shape = (ATTACK_DRAWS, len(x))
@@ -78,4 +78,6 @@ class SmoothedScore(OutlierScore):
             noisy = (point.to(dtype) + noise).flatten(0, 1)
             return sign * unchecked_elbo(self.vae, noisy, draws.flatten(0, 1), noisy).view(shape).mean(0).to(point)
 
-        return descend(mean, x, ball, x, steps)[0]
+        point = descend(mean, x, ball, x, steps)[0]
+        moved = sign * (self.score(point) - self.score(x)) < 0  # by the same draws
+        return torch.where(moved.view(-1, *[1] * (x.dim() - 1)), point, x)

@@ -52,9 +52,11 @@ def test_heartbeats_are_attacked_and_certified_in_order(tiny: None) -> None:
     decided = radii["radius"] >= heartbeats.EPS
     assert (radii.loc[decided, "verdict"] != "undecided").all()
     stored = heartbeats.pictures("smoke")
-    assert ((stored["attacked"] - stored["beat"]).abs() <= heartbeats.EPS + 1e-12).all()
-    clean, attacked, lower, upper = stored["VAE scores"].tolist()
-    assert lower <= clean <= attacked <= upper
+    for name in heartbeats.RECIPES:
+        assert ((stored[f"{name} attacked"] - stored["beat"]).abs() <= heartbeats.EPS + 1e-12).all()
+        clean, attacked, lower, upper = stored[f"{name} scores"].tolist()
+        assert lower <= clean < attacked <= upper
+    assert not torch.equal(stored["VAE attacked"], stored["proVAE attacked"]), "each model is attacked itself"
     for figure in (
         plots.heartbeat(stored, 0.1, "a"),
         plots.against_radius(rows, "b"),
@@ -81,9 +83,10 @@ def test_digits_are_told_from_the_rest(tiny: None, tmp_path: Path, monkeypatch: 
     rows = odd_images.image_rows("mnist5k", "smoke", tmp_path)
     assert rows["model"].drop_duplicates().tolist() == [*odd_images.RECIPES, odd_images.MEANS]
     assert set(rows["outliers"]) == set(odd_images.outlier_names("mnist5k")) and (rows["broken"] == 0).all()
-    assert (rows["two_sided_auc"] <= rows["guaranteed_auc"]).all() and (rows["guaranteed_auc"] <= rows["auc"]).all()
-    assert (rows["first_guaranteed_auc"] <= rows["attacked_auc"]).all()
-    clean = rows[rows["eps"] == 0]
+    assert (rows["guaranteed_auc"] <= rows["auc"]).all()
+    attacked, clean = rows[rows["eps"] > 0], rows[rows["eps"] == 0]
+    assert (attacked["attacked"] == 2).all() and (attacked["met"] >= 4).all()
+    assert (clean[["attacked", "met"]] == 0).all(axis=None), "nothing is attacked at radius 0"
     assert (clean["auc"] - clean["guaranteed_auc"]).max() < 0.05, "ties alone are lost"
     values = rows.pivot_table(index=["model", "outliers"], columns="eps", values="guaranteed_auc")
     assert (values[0.3] <= values[0.1]).all() and (values[0.1] <= values[0.0]).all()
@@ -132,7 +135,7 @@ def image_rows(**guaranteed: float) -> pd.DataFrame:
     """On two sets of outliers at two radii, the same values on each."""
     models = {"VAE": 0.1, "proVAE": 0.5, "detector": 0.9549, odd_images.MEANS: 0.8, **guaranteed}
     return pd.DataFrame(
-        {"model": model, "kl": 5.0, "outliers": name, "eps": eps, "guaranteed_auc": value, "broken": 0}
+        {"model": model, "kl": 5.0, "outliers": name, "eps": eps, "guaranteed_auc": value, "broken": 0, "met": 30_000}
         for model, value in models.items()
         for name in ("fashion-mnist", "rotated digits")
         for eps in (0.1, 0.3)
@@ -141,11 +144,12 @@ def image_rows(**guaranteed: float) -> pd.DataFrame:
 
 def test_published_numbers_stand_at_their_radius_alone_and_certified_ones_are_rounded_down() -> None:
     at = {eps: detection_tables.odd_images(image_rows(), eps) for eps in (0.1, 0.3)}
-    assert [model for model in at[0.3]["model"] if model.startswith("GOOD")] == ["GOOD (1)", "GOOD (2)"]
+    assert [model for model in at[0.3]["model"] if model.startswith("GOOD")] == [*detection_tables.GOOD]
     assert not at[0.1]["model"].str.startswith("GOOD").any()
     ours = at[0.3].set_index("model").loc["detector"]
     assert ours["fashion-mnist"] == "95.4" and ours["KL"] == "5.0"
-    assert at[0.3].set_index("model").loc["GOOD (1)", "rotated digits"] == ""
+    published = at[0.3].set_index("model").loc["GOOD, one of two models"]
+    assert published["rotated digits"] == "" and published["fashion-mnist"] == "55.5"
 
 
 def test_what_is_said_of_images_needs_the_rows_for_it() -> None:
@@ -153,7 +157,11 @@ def test_what_is_said_of_images_needs_the_rows_for_it() -> None:
     assert not all(detection_claims.odd_images(image_rows(detector=0.7), 0.3).values())
     assert not all(detection_claims.odd_images(image_rows().assign(kl=1.0), 0.3).values())
     assert not all(detection_claims.odd_images(image_rows().assign(broken=1), 0.3).values())
-    assert len(detection_claims.odd_images(image_rows(), 0.3)) == 4
+    assert not all(detection_claims.odd_images(image_rows().assign(met=20_000), 0.3).values())
+    assert len(detection_claims.odd_images(image_rows(), 0.3)) == 5
+    made = image_rows(detector=0.7)
+    said = detection_claims.odd_images(made[made["outliers"] == "rotated digits"], 0.3)
+    assert not said["On no set of outliers is it below that of the pixel means."], "without other images as well"
 
 
 def test_what_is_said_of_heartbeats_and_rivals_needs_the_rows_for_it() -> None:
@@ -165,8 +173,10 @@ def test_what_is_said_of_heartbeats_and_rivals_needs_the_rows_for_it() -> None:
     for wrong in ({"certified_calm": 0.7}, {"certified_detection": 0.9}, {"met": 10}, {"broken": 1}):
         assert not all(detection_claims.heartbeats(rows.assign(**wrong), 0.1).values()), wrong
     compared = pd.DataFrame(
-        {"detector": name, "threat": "linf", "eps": 0.1, "detection": detected, **dict.fromkeys(certified, value)}
-        for certified in [("certified_detection", "certified_calm")]
+        {
+            **{"detector": name, "threat": "linf", "eps": 0.1, "outliers": 99, "detection": detected},
+            **{"certified_detection": value, "certified_calm": value},
+        }
         for name, detected, value in (
             ("forest", 1.0, 0.2),
             ("autoencoder", 1.0, float("nan")),
@@ -174,18 +184,24 @@ def test_what_is_said_of_heartbeats_and_rivals_needs_the_rows_for_it() -> None:
         )
     )
     assert all(detection_claims.rivals(compared, 0.1).values())
-    better = compared.assign(certified_detection=0.8, certified_calm=0.8, detection=0.9)
-    assert not any(list(detection_claims.rivals(better, 0.1).values())[:1])
+    better = compared.assign(certified_detection=0.8, certified_calm=0.8)
+    assert not any(detection_claims.rivals(better, 0.1).values()), "who detects more certifies no less"
+    for wrong in ({"detection": 0.9}, {"outliers": [98, 98, 99]}):
+        assert [*detection_claims.rivals(compared.assign(**wrong), 0.1).values()] == [True, False], wrong
 
 
 def test_what_is_said_of_tumours_needs_the_rows_for_it() -> None:
     rows = pd.DataFrame(
-        {"model": model, "share": 0.1, "features": features, "certified_calm": calm + (features == "measured") / 10}
+        {"model": model, "share": share, "features": features, "certified_calm": calm, "certified_detection": 0.7}
         for model, calm in (("VAE", 0.3), ("proVAE", 0.6))
-        for features in ("all", "measured")
+        for share, features in ((0.1, "all"), (0.1, "measured"), (0.2, "measured"))
     )
     assert all(detection_claims.measurements(rows).values())
-    assert not any(detection_claims.measurements(rows.assign(certified_calm=[0.9, 0.8, 0.5, 0.4])).values())
+    not_trained_for = rows.assign(certified_calm=[0.9, 0.3, 0.9, 0.6, 0.3, 0.6])
+    assert all(detection_claims.measurements(not_trained_for).values()), "it is not said of other errors"
+    for kind in ("certified_calm", "certified_detection"):
+        less = rows.assign(**{kind: [0.3, 0.8, 0.3, 0.6, 0.7, 0.6]})
+        assert not any(detection_claims.measurements(less).values()), kind
 
 
 def test_verdicts_and_rivals_in_per_cent() -> None:
@@ -195,5 +211,27 @@ def test_verdicts_and_rivals_in_per_cent() -> None:
     table = detection_tables.verdicts(pd.DataFrame([row]), "model", "eps")
     assert table.iloc[0].tolist() == ["proVAE", "0.1", "6.7", "100.0", "99.0 / 98.8", "95.0", "90.0 / 85.6"]
     rival = {**row, "detector": "autoencoder", "threat": "l2", "certified_calm": float("nan"), "promise": "none"}
-    line = detection_tables.rivals(pd.DataFrame([rival])).iloc[0]
-    assert line["change"] == "length 0.1" and line["attacked / certified "] == "90.0 / none"
+    rival |= {"outliers": 2_081, "normals": 1_167, "kl": float("nan")}
+    lines = detection_tables.rivals(pd.DataFrame([rival, {**rival, "threat": "linf", "kl": 3.0}]))
+    assert lines["change"].tolist() == ["l2 0.1", "l-infinity 0.1"] and lines["KL"].tolist() == ["", "3.0"]
+    assert lines["calm: attacked / certified"][0] == "90.0 / none"
+    assert lines["abnormal / normal"][0] == "2,081 / 1,167"
+
+
+def test_the_kl_stands_beside_what_is_guaranteed() -> None:
+    row = {"model": "proVAE", "eps": 0.1, "kl": 6.73, "auc": 1.0, "guaranteed_auc": 0.9999, "two_sided_auc": 0.5}
+    line = detection_tables.separation(pd.DataFrame([row])).iloc[0]
+    assert line.tolist() == ["proVAE", "0.1", "6.7", "100.0", "99.9", "50.0"]
+
+
+def test_the_pixel_means_are_not_those_of_the_digits_behind_the_threshold(
+    tiny: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+    constant = odd_images.pixel_means
+    monkeypatch.setattr(odd_images, "RECIPES", {})
+    monkeypatch.setattr(odd_images, "RADII", ())
+    monkeypatch.setattr(odd_images, "pixel_means", lambda x: seen.append(len(x)) or constant(x))
+    odd_images.image_rows("mnist5k", "smoke", tmp_path)
+    count = len(load_dataset("mnist5k").x)
+    assert seen == [count - count // 10]

@@ -6,12 +6,16 @@ import math
 import pandas as pd
 import pytest
 import torch
+from torch import nn
 
+from paperlib import Gaussian
 from paperlib.data.datasets import Dataset
 from paperlib.detection import CertifiedDetector
 from paperlib.detection.conformal import threshold
 from paperlib.paper import detector_rivals
 from paperlib.paper.detector_rivals import OURS, Tables, rival_rows, rivals, rivals_config
+from paperlib.rivals.autoencoder import Autoencoder
+from paperlib.rivals.smoothed_score import SmoothedScore
 
 SHARES = [
     *("detection", "calm", "attacked_detection", "attacked_calm", "certified_detection", "certified_calm"),
@@ -46,10 +50,11 @@ def test_each_detector_is_attacked_and_certified_in_order(tiny: None) -> None:
     assert ((rows[SHARES] >= 0) & (rows[SHARES] <= 1) | rows[SHARES].isna()).all(axis=None)
     certain, none = rows[rows["promise"] == "certain"], rows[rows["promise"] == "none"]
     assert set(none["detector"]) == {"autoencoder"} and none[SHARES[4:6]].isna().all(axis=None)
-    assert rows[rows["promise"] != "none"].notna().all(axis=None)
+    assert rows[rows["promise"] != "none"].drop(columns="kl").notna().all(axis=None)
+    assert set(rows["detector"][rows["kl"].isna()]) == {"isolation forest", "one-class SVM", "autoencoder"}
     for what in ("detection", "calm"):
         assert (certain[f"certified_{what}"] <= certain[f"attacked_{what}"]).all()
-        assert (certain[f"attacked_{what}"] <= certain[what]).all()
+        assert (rows[f"attacked_{what}"] <= rows[what]).all()
     assert (certain["guaranteed_auc"] <= certain["auc"]).all()
     assert (certain["certified_detection"] > 0).any(), "the outliers are far: some promise must hold"
     smoothed = rows["detector"].str.startswith("smoothed")
@@ -65,6 +70,22 @@ def test_thresholds_of_all_detectors_are_those_of_the_same_rows(tiny: None) -> N
     ours = rivals("smoke", OURS)[-1].fit(tables)
     assert isinstance(ours, detector_rivals.ElboScore) and isinstance(ours.detector, CertifiedDetector)
     assert threshold(ours.score(calibration), detector_rivals.ALPHA) == ours.detector.offset_
+
+
+@pytest.mark.filterwarnings("ignore::paperlib.training.loop.CollapsedPosteriorWarning")
+def test_all_networks_have_the_widths_of_ours(tiny: None) -> None:
+    tables = Tables.of(tiny_set("ecg5000"), tiny_set("ecg5000", "test"), 8, standardize=False)
+    autoencoder, plain, smoothed = (
+        rival.fit(tables) for rival in rivals("smoke", {**OURS, "hidden": [7], "latent_dim": 3, "scale": 0.4})[2:5]
+    )
+    assert isinstance(autoencoder, Autoencoder) and isinstance(plain, detector_rivals.ElboScore)
+    assert isinstance(smoothed, SmoothedScore) and plain.detector.kappa == 1
+    vaes = (plain.detector.vae_, smoothed.vae)
+    for network in (autoencoder.network, *(vae.encoder for vae in vaes)):
+        assert next(module for module in network.modules() if isinstance(module, nn.Linear)).out_features == 7
+    assert [vae.latent_dim for vae in vaes] == [3, 3]
+    scales = [vae.likelihood.log_scale.exp().item() for vae in vaes if isinstance(vae.likelihood, Gaussian)]
+    assert scales == pytest.approx([0.4, 0.4])
 
 
 def test_fewer_rows_to_test_are_spread_over_all() -> None:

@@ -38,6 +38,15 @@ def test_no_point_of_the_set_and_no_attack_leaves_the_bounds(ball: PerturbationS
     assert ((high - low) / (upper - lower)).median() > 0.75
 
 
+@pytest.mark.parametrize("ball", BALLS[::2], ids=["linf", "l2"])
+def test_far_from_all_vectors_where_each_kernel_is_zero_in_floats_the_bounds_are_numbers(ball: PerturbationSet) -> None:
+    rows = 60 * ROWS
+    lower, upper = MACHINE.bounds(rows, ball)
+    assert (MACHINE.score(rows) == 0).any(), "no row is far enough to test anything"
+    assert (lower >= 0).all() and (lower <= MACHINE.score(rows)).all() and (MACHINE.score(rows) <= upper).all()
+    assert upper.isfinite().all()
+
+
 def test_bounds_are_tighter_than_those_of_each_kernel_alone() -> None:
     near, far = squared_distances(ROWS.unsqueeze(1), MACHINE.vectors.expand(len(ROWS), -1, -1), BALLS[0])
     apart = [torch.exp(-MACHINE.gamma * square) @ MACHINE.weights for square in (far, near)]

@@ -50,6 +50,15 @@ def test_an_linf_ball_has_the_bounds_of_the_l2_ball_around_it() -> None:
             DETECTOR.bounds(X, ball)
 
 
+def test_an_attack_that_moves_the_median_the_wrong_way_stays_at_x(monkeypatch: pytest.MonkeyPatch) -> None:
+    away = X * torch.tensor([[1.1], [1.1], [0.9], [0.9], [1.1]], dtype=torch.float64)  # the median falls with the norm
+    monkeypatch.setattr("paperlib.rivals.smoothed_score.descend", lambda objective, x, *rest: (away, objective(away)))
+    ball, generator = L2Ball(9.0, -math.inf, math.inf), torch.Generator().manual_seed(0)
+    raised, lowered = (DETECTOR.attack(X, ball, 1, generator, maximize=maximize) for maximize in (True, False))
+    assert torch.equal(raised, torch.cat([X[:2], away[2:4], X[4:]]))
+    assert torch.equal(lowered, torch.cat([away[:2], X[2:4], away[4:]]))
+
+
 @pytest.mark.parametrize("ball", [L2Ball(0.4, -math.inf, math.inf), LinfBall(0.2, -math.inf, math.inf)])
 def test_the_attack_goes_where_the_smoothed_score_rises_and_falls_most(ball: L2Ball | LinfBall) -> None:
     generator = torch.Generator().manual_seed(0)

@@ -30,19 +30,19 @@ LOOKS = {
 
 
 def heartbeat(stored: Mapping[str, Tensor], eps: float, caption: str) -> Figure:
-    """The beat with its tube and the attacked beat; the reconstructions; and each model's score, the highest that the
-    attack reaches and the certified range of it, as distances from the threshold.
+    """The beat with its tube and what the attack on each model makes of it; the reconstructions; and each model's
+    score, the highest that its own attack reaches and the certified range of it, as distances from the threshold.
     """
     figure, (signal, rebuilt, verdicts) = panels(1, 3, height=2.6)
     beat, models = stored["beat"], [name for name in ("VAE", "proVAE") if f"{name} scores" in stored]
     time = np.arange(len(beat))
     signal.fill_between(time, beat - eps, beat + eps, color="0.8", linewidth=0, label=f"$x \\pm {eps:g}$")
-    signal.plot(time, stored["attacked"], color=COLORS["attacked"], linewidth=0.9, label="attacked")
-    signal.set_title("what the attack may change")
+    signal.set_title("what an attack may change")
     rebuilt.plot(time, beat, color="0.75", linewidth=2.2, label="beat")
     for name, look in model_looks(models).items():
-        style = {"color": look["color"], "linestyle": "--" if name == "VAE" else "-", "label": look["label"]}
-        rebuilt.plot(time, stored[f"{name} reconstruction"][0], **style)
+        style = {"color": look["color"], "linestyle": "--" if name == "VAE" else "-"}
+        signal.plot(time, stored[f"{name} attacked"], linewidth=0.9, label=f"{look['label']} attacked", **style)
+        rebuilt.plot(time, stored[f"{name} reconstruction"], label=look["label"], **style)
     rebuilt.set_title("reconstructions of the beat")
     for axis in (signal, rebuilt):
         axis.set(xlabel=Axis.SAMPLE, ylabel=Axis.SIGNAL)
