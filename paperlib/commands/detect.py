@@ -172,7 +172,7 @@ class Score(Command):
         start = perf_counter()
         totals = self._write(table, certify, names, VerdictTotals(table.rows, detector.offset_))
         seconds = perf_counter() - start
-        say("\n".join(verdict_lines(totals, detector.calibration_size_, detector.alpha, radii)))
+        say("\n".join(verdict_lines(totals, detector.calibration_size_, detector.alpha_, radii)))
         say(f"speed       {totals.rows / seconds:,.0f} rows a second, {seconds:.1f} seconds")
         say(f"verdicts    {self.out}")
         if find_spec("matplotlib") is None:
