@@ -12,7 +12,9 @@ from paperlib.detection import CertifiedDetector
 KINDS = ("", "attacked_", "certified_")
 
 
-def shares(normal: Sequence[Tensor | pd.Series], outlier: Sequence[Tensor | pd.Series], limit: float) -> dict[str, Any]:
+def shares(
+    normal: Sequence[Tensor | pd.Series], outlier: Sequence[Tensor | pd.Series], limit: float
+) -> dict[str, float]:
     """Of normal rows the shares without an alarm, `calm`, `attacked_calm` and `certified_calm`; of outliers those with
     one, `detection`, `attacked_detection` and `certified_detection`; in [0, 1].
 

@@ -23,8 +23,8 @@ from paperlib.threats.suite import run_suite
 
 EPS = 0.1  # standard deviations of a beat, as the archive has them: of pictures and of the verdicts in `radius_rows`
 RADII = {"paper": (0.01, 0.025, 0.05, 0.075, 0.1, 0.15), "smoke": (0.05, 0.1)}
-# arguments of CertifiedDetector: training at a larger radius than EPS leaves more beats calm, and detects as many. All
-# three were chosen on training beats and on outliers made of them; calibration is the default.
+# arguments of CertifiedDetector: training at a larger radius than EPS leaves more beats calm, and detects as many. eps,
+# scale and hidden were chosen on training beats and on outliers made of them; calibration is the default.
 SHARED: dict[str, Any] = {"eps": 0.15, "scale": 0.5, "hidden": [128], "standardize": False}
 RECIPES: dict[str, dict[str, Any]] = {"VAE": {"kappa": 1.0}, "proVAE": {"kappa": 0.5}}
 STEPS = {"paper": 2_500, "smoke": 40}
