@@ -203,6 +203,12 @@ def test_each_room_is_there_and_has_a_docstring() -> None:
         assert ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))), module
 
 
+def test_no_two_test_files_have_one_name() -> None:
+    """They could not be collected together, as pytest imports each by its name alone."""
+    names = [path.name for path in Path(__file__).parent.rglob("test_*.py")]
+    assert sorted({name for name in names if names.count(name) > 1}) == []
+
+
 def test_the_library_has_no_private_words() -> None:
     assert private_words(PACKAGE) == set()
 

@@ -19,7 +19,8 @@ WORDS = {"alarm": "alarm, certified", "undecided": "undecided", "calm": "calm, c
 def write_verdict_picture(path: Path, totals: VerdictTotals, caption: str) -> None:
     """Draw rows in the order of their scores: score less threshold and its certified interval, in nats.
 
-    Of many rows evenly spaced ones are drawn. The legend counts all rows.
+    Of many rows evenly spaced ones are drawn. The legend counts all rows. An infinite score or bound is drawn at the
+    least or the largest value that is finite.
 
     Args:
         caption: what the certificates are for.
@@ -30,7 +31,9 @@ def write_verdict_picture(path: Path, totals: VerdictTotals, caption: str) -> No
     order = totals.sample.sort_values("score", ignore_index=True)
     places = np.unique(np.linspace(0, len(order) - 1, min(SHOWN, len(order))).round().astype(int))
     shown = order.iloc[places]
-    margin = (shown[["score", "lower", "upper"]] - totals.threshold).assign(verdict=shown["verdict"])
+    margin = shown[["score", "lower", "upper"]] - totals.threshold
+    finite = np.append(margin.to_numpy()[np.isfinite(margin)], 0.0)
+    margin = margin.clip(finite.min(), finite.max()).assign(verdict=shown["verdict"])
     with matplotlib.rc_context(matplotlib.rcParamsDefault):  # whatever the user's own settings are
         figure = Figure(figsize=(7, 4), layout="constrained")
         axes = figure.add_subplot()

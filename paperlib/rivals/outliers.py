@@ -45,8 +45,8 @@ class MadeUpOutliers(ProVAE):
         rows = x.flatten(1)
         if rows.shape[1] < 2:
             raise ValueError(
-                "outliers are made up from the features of rows in another order, these rows have a single one: "
-                "use outlier_weight=0"
+                "outliers are made up from the features of rows in another order, and these rows have a single one: "
+                "train on the normal rows alone"
             )
 
         def uniform(*shape: int) -> Tensor:

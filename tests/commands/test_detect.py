@@ -307,6 +307,22 @@ def test_the_picture_shows_each_row_of_a_short_table_and_the_whole_order_of_a_lo
         assert labels[0] == f"alarm, certified: {(rows['verdict'] == 'alarm').sum():,}"
 
 
+def test_infinite_scores_and_bounds_are_drawn_at_the_edge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from matplotlib.figure import Figure
+
+    drawn: list[Figure] = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: drawn.append(figure))
+    totals = VerdictTotals(4, threshold=-10.0)
+    infinite, one = float("inf"), {"score": -8.0, "lower": -9.0, "upper": -7.0, "verdict": "calm"}
+    totals.add(pd.DataFrame([one, {"score": -infinite, "lower": -infinite, "upper": infinite, "verdict": "undecided"}]))
+    totals.add(pd.DataFrame([{"score": -infinite, "lower": -infinite, "upper": -infinite, "verdict": "alarm"}] * 2))
+    write_verdict_picture(tmp_path / "p.png", totals, "eps 1")
+    axes = drawn[0].axes[0]
+    points = {name: line.get_ydata() for name, line in zip(LOOKS, axes.get_lines(), strict=False)}
+    assert {name: [*place] for name, place in points.items()} == {"alarm": [0, 0], "undecided": [0], "calm": [2]}
+    assert all(np.isfinite(segment).all() for lines in axes.collections for segment in lines.get_segments())
+
+
 @pytest.mark.parametrize(
     ("radii", "largest", "words"),
     [
