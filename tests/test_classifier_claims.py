@@ -36,6 +36,7 @@ def test_separate_is_below_joint_is_below_attacked_is_below_clean(margins: pd.Da
     columns = ["separate", "certified", "attacked", "clean"]
     assert (margins[columns].diff(axis=1).iloc[:, 1:] >= 0).all(axis=None)
     assert (margins["certified_accepted"] <= margins["accepted"]).all()
+    assert (margins["met_certified"] <= margins["met"]).all()
 
 
 def test_certified_l2_radii_are_below_what_attacks_reach() -> None:

@@ -53,7 +53,10 @@ class CrownIBP(TrainableMethod):
         sound: bool = False,
     ) -> Interval:
         problem = Problem.checked(vae, x, ball, noise, target, sound)
-        relaxed = self.relax(problem)
+        return self.bounds_over(problem, self.relax(problem))
+
+    def bounds_over(self, problem: Problem, relaxed: RelaxedVAE) -> Interval:
+        """`bounds` of a problem from the layers that `relax` has relaxed, [batch], nats."""
         lower, upper = linear_lower(relaxed, self.alpha_steps), linear_upper(relaxed, self.alpha_steps)
         interval = Interval(elbo_lower(relaxed.vae, relaxed.bounds), elbo_upper(relaxed.vae, relaxed.bounds))
         linear = Interval(lower - slack(lower, interval.lower), upper + slack(upper, interval.upper))

@@ -124,9 +124,10 @@ class LinearElboBounds:
     ) -> Self:
         """Arguments and errors as for `elbo_difference`."""
         chosen = linear_method(method)
-        relaxed = chosen.relax(Problem.checked(vae, x, ball, noise, target, sound))
+        problem = Problem.checked(vae, x, ball, noise, target, sound)
+        relaxed = chosen.relax(problem)
         boxes = Interval(elbo_lower(relaxed.vae, relaxed.bounds), elbo_upper(relaxed.vae, relaxed.bounds))
-        alone = chosen.bounds(vae, x, ball, noise, target, sound)
+        alone = chosen.bounds_over(problem, relaxed)
         return cls(HalfBound.of(relaxed, 1.0), HalfBound.of(relaxed, -1.0), boxes, alone)
 
 

@@ -1,7 +1,5 @@
 """The rows of a certified classifier: prediction, margin, attacked margin, and its certified lower bounds."""
 
-from collections.abc import Callable, Sequence
-
 import pandas as pd
 import torch
 from torch import Tensor
@@ -9,21 +7,17 @@ from torch import Tensor
 from paperlib.certificates.difference import LinearElboBounds, difference_lower
 from paperlib.certificates.evaluation import ALLOWANCE, SandwichViolationError
 from paperlib.certificates.method import Method
-from paperlib.models.vae import VAE
+from paperlib.detection.class_scores import ClassScores
 from paperlib.runtime.progress import Progress
-from paperlib.threats.attacks import descend
+from paperlib.threats.attacks import check_search, descend
 from paperlib.threats.perturbation import PerturbationSet
 
 ROWS = 500  # at a time
 TARGETS = 3  # nearest rivals that each get an attack of their own
 
-ClassScores = Callable[[Tensor], Tensor]  # [batch, *data_shape] -> [classes, batch], nats
-
 
 @torch.no_grad()
 def certified_margins(
-    vaes: Sequence[VAE],
-    prior: Tensor,
     scores: ClassScores,
     x: Tensor,
     y: Tensor | None,
@@ -35,12 +29,12 @@ def certified_margins(
     """See `GenerativeClassifier.certify`. Rows pass through in chunks, so that memory does not grow with their number.
 
     Args:
-        vaes: one a class; the scores are their ELBOs at noise 0, plus the prior.
-        prior: logarithm of the classes' probabilities, [classes].
         x: [rows, features], float64.
         y: numbers of the classes that margins are of, [rows]; None: of the predicted ones.
     """
     perturbation.check(x)
+    if attack != 0:
+        check_search(attack)
     frames = []
     with Progress(f"certify {perturbation.label}", len(x)) as progress:
         for start in range(0, len(x), ROWS):
@@ -49,11 +43,11 @@ def certified_margins(
             clean = scores(part)
             prediction = clean.argmax(0)
             own = prediction if y is None else y[rows]
-            joint, separate = _certified(vaes, prior, part, own, threat, method, sound)
+            joint, separate = _certified(scores, part, own, threat, method, sound)
             margin = _margin(clean, own)
             columns = {"prediction": prediction, "margin": margin, "certified": joint, "separate": separate}
             if attack:
-                columns["attacked"] = _attacked(scores, part, own, threat, attack, done=joint > 0)
+                columns["attacked"], columns["met"] = _attacked(scores, part, own, threat, attack)
             _check(columns)
             frames.append(pd.DataFrame({name: column.numpy() for name, column in columns.items()}))
             progress.step(len(part))
@@ -67,8 +61,7 @@ def _margin(scores: Tensor, own: Tensor) -> Tensor:
 
 
 def _certified(
-    vaes: Sequence[VAE],
-    prior: Tensor,
+    scores: ClassScores,
     x: Tensor,
     own: Tensor,
     perturbation: PerturbationSet,
@@ -76,6 +69,7 @@ def _certified(
     sound: bool,
 ) -> tuple[Tensor, Tensor]:
     """The least certified margin over all rivals, [batch], by joint and by separate bounds."""
+    vaes, prior = scores.vaes, scores.prior
     joint, separate = (torch.full(own.shape, torch.inf, dtype=x.dtype) for _ in range(2))
     noise = x.new_zeros(len(x), vaes[0].latent_dim)
     for number in own.unique().tolist():
@@ -94,31 +88,35 @@ def _certified(
 
 
 def _attacked(
-    scores: ClassScores, x: Tensor, own: Tensor, perturbation: PerturbationSet, steps: int, done: Tensor
-) -> Tensor:
-    """The least margin that is met, [batch]: against whichever rival leads, and where that breaks nothing, against each
-    of the nearest; the latter not for examples that are `done`, whose margin is proven to stay positive.
+    scores: ClassScores, x: Tensor, own: Tensor, perturbation: PerturbationSet, steps: int
+) -> tuple[Tensor, Tensor]:
+    """The least margin that is met, [batch], and the number of inputs that were evaluated, [batch]: against whichever
+    rival leads, and where that breaks nothing, against each of the nearest by half as many steps. Examples that are
+    certified are not spared, as the attack is to test the certificates.
     """
 
     def objective(point: Tensor) -> Tensor:
         return _margin(scores(point), own)
 
     _, least = descend(objective, x, perturbation, x, steps)
+    met = torch.full_like(own, steps + 1)  # x and a point after each step
+    targeted = (steps + 1) // 2
     others = scores(x).scatter(0, own[None], -torch.inf)
     nearest = others.topk(min(TARGETS, len(others) - 1), 0).indices
     for rivals in nearest:
-        rows = ((least > 0) & ~done).nonzero()[:, 0]
+        rows = (least > 0).nonzero()[:, 0]
         if len(rows) == 0:
             break
         picked = torch.stack([own[rows], rivals[rows]])
 
         def toward(point: Tensor, picked: Tensor = picked) -> Tensor:
-            first, second = scores(point).gather(0, picked)
+            first, second = scores.of_classes(point, picked)
             return first - second
 
-        point, _ = descend(toward, x[rows], perturbation.rows(rows, x), x[rows], steps)
+        point, _ = descend(toward, x[rows], perturbation.rows(rows, x), x[rows], targeted)
         least[rows] = torch.minimum(least[rows], _margin(scores(point), own[rows]))
-    return least
+        met[rows] += targeted  # x is counted already
+    return least, met
 
 
 def _check(columns: dict[str, Tensor]) -> None:

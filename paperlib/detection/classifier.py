@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from paperlib.certificates.method import Method
 from paperlib.detection import classifier_file
+from paperlib.detection.class_scores import ClassScores
 from paperlib.detection.class_vaes import ClassVAEs, Sizes
 from paperlib.detection.class_verdicts import certified_margins
 from paperlib.detection.labels import checked_labels, class_numbers
@@ -160,17 +161,20 @@ class GenerativeClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc
             perturbation: in the user's units; a number is the radius of a `ball`.
             y: classes whose margins are asked for; None: the predicted ones.
             method, sound: as in `paperlib.certificates.difference.elbo_difference`.
-            attack: steps of projected gradient descent on the margin; 0: none, and `attacked` is missing.
+            attack: steps of projected gradient descent on the margin, to be followed by half as many against each of
+                the three nearest rivals; 0: none, and `attacked` and `met` are missing.
 
         Returns:
             One row each, indexed as X: prediction, margin, attacked (the least margin met), certified (by the joint
-            bound of both ELBOs), separate (what bounds of each ELBO on its own certify).
+            bound of both ELBOs), separate (what bounds of each ELBO on its own certify), met (the number of inputs that
+            the attack evaluated).
+
+        Raises ValueError as `numeric_rows`, for a class that is none of classes_, and for a negative attack.
         """
         rows = self._rows(X)
         chosen = perturbation if isinstance(perturbation, PerturbationSet) else self.ball(perturbation)
         own = None if y is None else class_numbers(checked_labels(y, len(rows)), self.classes_)
-        prior = torch.from_numpy(self.log_prior_)
-        frame = certified_margins(self.vaes_, prior, self._scores, rows, own, chosen, method, sound, attack)
+        frame = certified_margins(self._scores, rows, own, chosen, method, sound, attack)
         frame["prediction"] = self.classes_[frame["prediction"]]
         return frame.set_index(X.index) if isinstance(X, pd.DataFrame) else frame
 
@@ -191,7 +195,8 @@ class GenerativeClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc
         Args:
             shared: for one with shared layers of the user's own: such layers, to be filled; they are not changed.
 
-        Raises FileNotFoundError, and DamagedFileError for a file that is no classifier's.
+        Raises FileNotFoundError, DamagedFileError for a file that is no classifier's, and ValueError where `shared` is
+        missing, or other layers than those that were trained.
         """
         return classifier_file.load(cls, path, shared)
 
@@ -199,6 +204,7 @@ class GenerativeClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc
         """Take these trained models, as `fit` and `load` do."""
         self.model_, self.scaler_ = model.double().eval(), scaler
         self.vaes_ = self.model_.vaes(scaler)
+        self._scores = ClassScores.of(self.vaes_, torch.from_numpy(self.log_prior_))
 
     def _train(self, rows: Tensor, numbers: Tensor, seed: int) -> None:
         scaler = Scaler.of(rows, column_names(self)) if self.standardize and self.likelihood == "gaussian" else None
@@ -230,14 +236,6 @@ class GenerativeClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc
     @torch.no_grad()
     def _all_scores(self, X: Any) -> NDArray[np.float64]:
         return torch.cat([self._scores(part) for part in self._rows(X).split(ROWS)], 1).T.numpy()
-
-    def _scores(self, x: Tensor) -> Tensor:
-        """[classes, rows], nats, of rows in the user's units, float64; differentiable."""
-        prior = torch.from_numpy(self.log_prior_)[:, None]
-        if self.scaler_ is not None:
-            x, prior = (x - self.scaler_.mean) / self.scaler_.spread, prior - self.scaler_.spread.log().sum()
-        fit, kl = self.model_.terms(x)
-        return fit - kl + prior
 
     def _rows(self, X: Any) -> Tensor:
         check_is_fitted(self)

@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from paperlib.detection.manifold import ManifoldClassifier
 
@@ -35,8 +36,10 @@ def nearest_other_class(
         across = images - images[label, rows]
         distance = lead / (2 * across.norm(dim=2))
         distance[label, rows] = torch.inf
+        distance[lead < 0] = torch.inf  # at x itself these latents lead already: their plane lies behind it
         reach, rival = distance.min(0)
-        step = across[rival, rows] * ((1 + number * OVERSHOOT) * reach / across[rival, rows].norm(dim=1)).unsqueeze(1)
+        reach = reach.where(reach.isfinite(), 0.0)  # there is no plane to step to
+        step = F.normalize(across[rival, rows]) * ((1 + number * OVERSHOOT) * reach).unsqueeze(1)
         point = x + step
         z = classifier.search(point, generator)
         changed = classifier.scores(point, z).argmin(0) != label

@@ -3,8 +3,9 @@
     margin(x')  =  ELBO_y(x'; 0) - ELBO_k(x'; 0)  >=  c . x' + d      for every x' of a box
 
 The bounds are those of `paperlib.certificates.difference` (CROWN-IBP; the layers that the encoders share are
-relaxed once for both), for these layers alone and at the posterior mean. What both have of the target alone
-itself is left out of both. Nothing is allowed for rounding: verdicts are given by the other bounds, in float64.
+relaxed once for both), for these layers alone and at the posterior mean. Terms of log p that depend on the target
+alone are the same for both classes and are left out. Nothing is allowed for rounding: verdicts are given by the other
+bounds, in float64.
 """
 
 from collections.abc import Callable, Sequence
@@ -94,7 +95,8 @@ def certified_margins(model: ClassVAEs, box: Interval, y: Tensor, rivals: int) -
     ]
     difference = precision * torch.cat([own_row[2] - output[pair], own_row[2][None]])
     coefficients, constant = _backward_shared(model, boxes, *joint)
-    # t_c (l_y - l_k) is in the constant with a minus sign, and cancels in  (l_y - l_k) . t  at the middle of the box
+    # McCormick's planes add  (l_y - l_k) . (t - t_c)  to the margin, with the outputs l and the target t_c at the
+    # middle of their boxes: 0 at t = t_c, so that it only adds to the slope in t.
     radius = ((coefficients + difference).abs() * target_radius).sum(-1)
     margins = constant + (coefficients * target).sum(-1) - radius
     return CertifiedMargins(margins[:-1], margins[-1], chosen)

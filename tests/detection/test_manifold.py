@@ -197,6 +197,24 @@ def test_the_nearest_input_of_another_class_is_outside_of_the_radius() -> None:
     assert torch.equal(point[~met], x[~met])
 
 
+@pytest.mark.parametrize(("third", "expected"), [([0.0, 4.0], [-0.42, 0.56]), ([0.0, 2.0], [0.0, 0.0])])
+def test_an_attack_does_not_step_to_a_plane_behind_the_input(
+    third: list[float], expected: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the second round the latents of class 1 already lead at x; in the second case those of class 2 do, too."""
+    found = iter([[[0.1, 0.0], [1.0, 0.0], [0.0, 2.0]], [[3.0, 0.0], [1.0, 0.0], third], [[0.0, 0.0]] * 3])
+    points = []
+
+    def search(self: ManifoldClassifier, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        points.append(x)
+        return torch.tensor(next(found), dtype=torch.float64)[:, None]
+
+    monkeypatch.setattr(ManifoldClassifier, "search", search)
+    images = ManifoldClassifier((nn.Identity(), nn.Identity(), nn.Identity()), 2, 1e-9)
+    nearest_other_class(images, torch.zeros(1, 2), rounds=2)
+    assert points[2][0].tolist() == pytest.approx([1.02 * step for step in expected], abs=1e-6)
+
+
 class Spike(nn.Sequential):
     """One latent: an image of zeros, but of ones within a hundredth of z = 4, which samples and gradients miss."""
 

@@ -1,16 +1,18 @@
 """The rows of notebook 9 on analysis by synthesis and on the manifold defence, at tiny size and in this process."""
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 
 from paperlib.data.datasets import Dataset
-from paperlib.paper import manifold, manifold_defence
+from paperlib.paper import manifold, manifold_defence, manifold_tables
 from paperlib.training.config import TrainConfig
 
 
@@ -68,6 +70,20 @@ def test_the_classifier_learns_its_classes_and_is_the_same_each_time() -> None:
     one, other = (manifold_defence.trained_classifier(data, 30) for _ in range(2))
     assert torch.equal(one(data.x), other(data.x))
     assert (one(data.x).argmax(1) == data.y).double().mean() > 0.9
+
+
+def test_what_is_said_of_manifolds_follows_the_rows() -> None:
+    good = {"digit": 1, "right": True, "radius": 0.649, "published": 0.419, "searched": 0.43, "gap": 0.05}
+    rows = pd.DataFrame([good | {"attacked": 1.996}, good | {"digit": 2, "attacked": math.inf, "gap": 0.0}])
+    table = manifold_tables.radii(pd.concat([rows, rows[:1].assign(digit=3, right=False)]), 0.01).set_index("digit")
+    assert [*table.loc["1"]] == [1, 1, "0.64", "0.41", "1.55", "0.43", "1", "2.00"]
+    assert table.loc["2", "attacked"] == "not met by half" and table.loc["2", "missed"] == "0"
+    assert table.loc["3", "joint radius"] == "" and table.loc["all", "missed"] == "1"
+    said = manifold_tables.manifold_statements
+    assert all(said(pd.DataFrame([good | {"attacked": 0.649}])).values())
+    assert [*said(rows).values()] == [True, False]  # attacks met another class for half of them only
+    assert [*said(pd.DataFrame([good | {"attacked": 0.6}])).values()] == [True, False]
+    assert not any(said(pd.DataFrame([good | {"radius": 0.0, "attacked": math.inf}])).values())
 
 
 CONFIGS: dict[str, Callable[[str, str], dict[str, Any]]] = {
