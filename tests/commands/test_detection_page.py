@@ -17,9 +17,9 @@ def names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("paperlib.detection.verdicts.ATTACK_STEPS", 2)
     defined: dict[str, Any] = {"__name__": __name__}
-    (code,) = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
-    assert code.count("CertifiedDetector(low=0.0)") == 1
-    exec(code.replace("CertifiedDetector(low=0.0)", "CertifiedDetector(low=0.0, steps=20)"), defined)
+    code = "".join(re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL))
+    assert code.count("(low=0.0)") == 2
+    exec(code.replace("(low=0.0)", "(low=0.0, steps=20)"), defined)
     return defined
 
 
@@ -27,6 +27,7 @@ def test_the_example_runs_and_the_page_names_all_columns(names: dict[str, Any]) 
     verdicts = names["verdicts"]
     assert len(verdicts) == len(names["alarms"]) == 354 and len(names["why"]) == 31
     assert names["same"].offset_ == names["detector"].offset_
+    assert len(names["rows"]) == 177 and {"prediction", "margin", "certified"} <= set(names["rows"])
     assert [name for name in ("line", *verdicts) if f"`{name}`" not in PAGE] == []
 
 
