@@ -18,13 +18,13 @@ def accuracies(rows: pd.DataFrame, caption: str) -> Figure:
     looks = {
         "clean": {"color": COLORS["clean"], "marker": MARKERS["clean"]},
         "attacked": {"color": COLORS["attacked"], "marker": MARKERS["attacked"]},
-        "certified": {**certified, "label": "certified, joint"},
-        "separate": {**certified, **HOLLOW, "linestyle": "--", "label": "certified, separate"},
+        "certified": {**certified, **HOLLOW, "label": "certified, joint"},
+        "separate": {**certified, **HOLLOW, "marker": "v", "linestyle": "--", "label": "certified, separate"},
     }
     for name, look in looks.items():
         unchanged = [rows["clean"].iloc[0]]  # at radius 0 all four are one
         axis.plot([0.0, *rows["eps"]], [100 * share for share in (*unchanged, *rows[name])], **{"label": name, **look})
-    axis.set(xlabel=Axis.RADIUS, ylabel=Axis.ACCURACY, ylim=(0, 102))
+    axis.set(xticks=rows["eps"], xlabel=Axis.RADIUS, ylabel=Axis.ACCURACY, ylim=(0, 102))
     legend_above(figure, axis, columns=2)
     return finish(figure, caption)
 
