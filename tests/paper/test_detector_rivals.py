@@ -69,7 +69,9 @@ def test_thresholds_of_all_detectors_are_those_of_the_same_rows(tiny: None) -> N
     assert torch.equal(torch.cat([fit, calibration]).sort(0).values, tables.training.sort(0).values)
     ours = rivals("smoke", OURS)[-1].fit(tables)
     assert isinstance(ours, detector_rivals.ElboScore) and isinstance(ours.detector, CertifiedDetector)
-    assert threshold(ours.score(calibration), detector_rivals.ALPHA) == ours.detector.offset_
+    # a detector's own threshold is lower by what float64 rounds a score
+    common = threshold(ours.score(calibration), detector_rivals.ALPHA)
+    assert common - 1e-9 * (1 + abs(common)) < ours.detector.offset_ < common
 
 
 @pytest.mark.filterwarnings("ignore::paperlib.training.loop.CollapsedPosteriorWarning")
