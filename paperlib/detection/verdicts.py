@@ -42,7 +42,7 @@ class Certification:
 
     @torch.no_grad()
     def rows(self, x: Tensor, perturbation: PerturbationSet) -> pd.DataFrame:
-        """One row for each of x [count, features], in chunks, so that memory does not grow but by the table.
+        """One row for each of x [count, features], in chunks: beside the table itself memory is constant in the rows.
 
         Raises SandwichViolationError unless  lower <= attacked_lower <= score <= attacked_upper <= upper.
         """
@@ -73,7 +73,8 @@ class Certification:
             radius = certified_radius(x, perturbation, alarm | calm, certified)
         if self.attack:
             attacked = self._attacked(x, perturbation)
-            around(attacked.lower, bounds), around(attacked.upper, bounds)
+            for end in attacked:
+                around(end, bounds)  # raises for one that passes a bound
         columns = {"score": value, "lower": bounds.lower, "upper": bounds.upper}
         columns |= {"certified_radius": radius, "attacked_lower": attacked.lower, "attacked_upper": attacked.upper}
         frame = pd.DataFrame({name: column.numpy() for name, column in columns.items()})

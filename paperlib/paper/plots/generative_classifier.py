@@ -24,7 +24,7 @@ def accuracies(rows: pd.DataFrame, caption: str) -> Figure:
     for name, look in looks.items():
         unchanged = [rows["clean"].iloc[0]]  # at radius 0 all four are one
         axis.plot([0.0, *rows["eps"]], [100 * share for share in (*unchanged, *rows[name])], **{"label": name, **look})
-    axis.set(xticks=rows["eps"], xlabel=Axis.RADIUS, ylabel=Axis.ACCURACY, ylim=(0, 102))
+    axis.set(xticks=[0.0, *rows["eps"]], xlabel=Axis.RADIUS, ylabel=Axis.ACCURACY, ylim=(0, 102))
     legend_above(figure, axis, columns=2)
     return finish(figure, caption)
 
