@@ -31,7 +31,7 @@ from paperlib import (
 from paperlib.certificates.backward import RelaxedVAE
 from paperlib.certificates.intervals import IntervalBounds
 from paperlib.certificates.method import Method
-from paperlib.certificates.zonotope import refine
+from paperlib.certificates.refinement import refine
 from paperlib.models.likelihood import Likelihood
 
 ROUNDING = 1e-12

@@ -15,7 +15,7 @@ from paperlib.bounds.box import Interval
 from paperlib.certificates.backward import RelaxedVAE, linear_lower, linear_upper
 from paperlib.certificates.interval_elbo import elbo_lower, elbo_upper
 from paperlib.certificates.method import METHODS, MemoryUse, Problem, TrainableMethod
-from paperlib.certificates.zonotope import ROWS, refine
+from paperlib.certificates.refinement import ROWS, refine
 from paperlib.models.elbo import Target
 from paperlib.models.vae import VAE
 from paperlib.threats.perturbation import PerturbationSet

@@ -22,7 +22,7 @@ from paperlib import (
 from paperlib.bounds.rules import UnsupportedLayerError, named_layers
 from paperlib.certificates.backward import RelaxedVAE
 from paperlib.certificates.intervals import IntervalBounds
-from paperlib.certificates.zonotope import refine
+from paperlib.certificates.refinement import refine
 
 
 def dense_body() -> nn.Module:

@@ -23,12 +23,19 @@ from paperlib.bounds.linear import (
     initial_alpha,
 )
 from paperlib.bounds.relaxation import Affine
-from paperlib.certificates import backward, bernoulli_bounds, gaussian_bounds, posterior_bounds, relaxed_layer, zonotope
+from paperlib.certificates import (
+    backward,
+    bernoulli_bounds,
+    gaussian_bounds,
+    posterior_bounds,
+    refinement,
+    relaxed_layer,
+)
 from paperlib.certificates.backward import RelaxedVAE
 from paperlib.certificates.bernoulli_bounds import BernoulliBounds
 from paperlib.certificates.gaussian_bounds import GaussianBounds
 from paperlib.certificates.intervals import IntervalBounds
-from paperlib.certificates.zonotope import Zonotope
+from paperlib.certificates.refinement import Zonotope
 from paperlib.models import gaussian, likelihood
 from paperlib.threats import perturbation
 from paperlib.threats.perturbation import BoxRegion
@@ -259,7 +266,7 @@ def test_the_audit_of_linear_bounds_passes_without_a_bug(method: type[CrownIBP])
 
 
 real_relax, real_substitute = RelaxedVAE.of, backward.backward_substitute
-real_parallel, real_zonotope = zonotope.parallel, zonotope._backward_zonotope
+real_parallel, real_zonotope = refinement.parallel, refinement._backward_zonotope
 real_mccormick, real_kl_below = bernoulli_bounds._mccormick, posterior_bounds.negative_kl_below
 real_below = GaussianBounds.linear_below
 
@@ -367,37 +374,37 @@ def a_sigmoidal_layer_has_its_chord_on_both_sides(
     return LinearRelaxation(chord, chord)
 
 
-@linear_bug("parallel", zonotope)
+@linear_bug("parallel", refinement)
 def the_radius_of_a_parallel_relaxation_is_halved(relaxation: LinearRelaxation, box: Interval) -> ParallelRelaxation:
     both = real_parallel(relaxation, box)
     return replace(both, radius=both.radius / 2)
 
 
-@linear_bug("parallel", zonotope)
+@linear_bug("parallel", refinement)
 def the_middle_of_a_parallel_relaxation_is_its_top(relaxation: LinearRelaxation, box: Interval) -> ParallelRelaxation:
     both = real_parallel(relaxation, box)
     return replace(both, middle=both.middle + both.radius)
 
 
-@linear_bug("_backward_zonotope", zonotope)
+@linear_bug("_backward_zonotope", refinement)
 def the_generators_of_a_zonotope_are_dropped(layers: object, box: Interval, coefficients: Tensor) -> Zonotope:
     real = real_zonotope(layers, box, coefficients)
     return replace(real, generators=0 * real.generators)
 
 
-@linear_bug("_backward_zonotope", zonotope)
+@linear_bug("_backward_zonotope", refinement)
 def only_the_generators_of_the_input_are_kept(layers: object, region: BoxRegion, coefficients: Tensor) -> Zonotope:
     real = real_zonotope(layers, region, coefficients)
     return replace(real, generators=real.generators[..., -region.box.lower[0].numel() :])
 
 
-@linear_bug("_backward_zonotope", zonotope)
+@linear_bug("_backward_zonotope", refinement)
 def the_center_of_a_zonotope_is_zero(layers: object, region: BoxRegion, coefficients: Tensor) -> Zonotope:
     real = real_zonotope(layers, region, coefficients)
     return replace(real, center=0 * real.center)
 
 
-@linear_bug("_radius", zonotope)
+@linear_bug("_radius", refinement)
 def generators_cancel_instead_of_adding_up(coefficients: Tensor, generators: Tensor) -> Tensor:
     return torch.einsum("lbu,ble->bu", coefficients.flatten(2), generators).abs()
 

@@ -32,8 +32,8 @@ from paperlib.certificates import backward, backward_rounding, float_sound, rela
 from paperlib.certificates.backward import RelaxedVAE
 from paperlib.certificates.backward_rounding import PosteriorRounding
 from paperlib.certificates.method import Method
+from paperlib.certificates.refinement import Zonotope
 from paperlib.certificates.relaxed_layer import RelaxedLayer
-from paperlib.certificates.zonotope import Zonotope
 from paperlib.models.likelihood import Likelihood
 from paperlib.threats import balls
 
