@@ -182,7 +182,7 @@ TESTS = list((ROOT / "tests").rglob("*.py"))
 def test_the_library_needs_seven_packages_at_lowest_versions() -> None:
     assert {r.name for r in CORE} == {"torch", "numpy", "pandas", "safetensors", "scikit-learn", "tqdm", "tyro"}
     assert [str(r) for r in CORE if [specifier.operator for specifier in r.specifier] != [">="]] == []
-    assert set(EXTRAS) == {"paper", "cluster", "test"}
+    assert set(EXTRAS) == {"paper", "ladder", "cluster", "test"}
     assert {r.name for r in declared("paper", "cluster")} - {r.name for r in CORE} >= OPTIONAL
 
 
