@@ -1,0 +1,125 @@
+"""Affine forms through layers: a transformer for each, which loses nothing at an affine layer.
+
+At a nonlinear one each unit is replaced by two parallel lines. The distance between them is a new error, and what
+becomes of it is what zonotopes differ in:
+
+- DeepZ (Singh et al. 2018, "Fast and effective robustness certification"): a new symbol that all later units share;
+- the hybrid zonotope (Mirman et al. 2018, "Differentiable abstract interpretation for provably robust neural networks",
+  DiffAI): part of the unit's independent error, which later layers treat as intervals do. The symbols stay those of the
+  input.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from paperlib.bounds.box import Interval
+from paperlib.bounds.curves import relu_chord
+from paperlib.bounds.interval import interval_rule
+from paperlib.bounds.linear import ParallelRelaxation, parallel
+from paperlib.bounds.relaxation import Affine, relaxation_rule
+from paperlib.bounds.rules import apply_rule, named_layers
+from paperlib.certificates.ladder.affine_form import AffineForm
+from paperlib.certificates.ladder.symbols import Term
+
+ReluRule = Literal["box", "switch", "smooth"]
+
+
+@dataclass(frozen=True)
+class Transformers:
+    """How forms pass through layers.
+
+    Args:
+        shared: whether new errors are shared by later units.
+        relu: the rule for ReLU layers, see `hybrid_relu`. None, as for all other nonlinear layers: both lines have the
+            slope of the line above.
+    """
+
+    shared: bool
+    relu: ReluRule | None = None
+
+    def propagate(
+        self, module: nn.Module, form: AffineForm, name: str = "", boxes: Sequence[Interval] | None = None
+    ) -> tuple[AffineForm, list[Interval]]:
+        """The form of module(v), and the boxes of the input and of each layer's output.
+
+        Args:
+            form: of the module's input v.
+            name: the module's place in a larger network, for messages.
+            boxes: other boxes of the same quantities, over whose intersection with the form's own layers are relaxed;
+                then those of affine layers' outputs that no nonlinear layer follows are returned as they are. None: all
+                are the form's own.
+
+        Raises UnsupportedLayerError or ValueError as `paperlib.bounds.interval.propagate`.
+        """
+        tighter = []
+        layers = list(named_layers(module, name))
+        for number, (place, layer) in enumerate(layers):
+            box = form.box if boxes is None else boxes[number]
+            relaxation = apply_rule(relaxation_rule, place, layer, box)
+            if isinstance(relaxation, Affine):
+                form = self._affine(place, layer, relaxation, form)
+            else:
+                if boxes is not None:
+                    box = form.box.intersect(box)
+                form = _nonlinear(self._parallel(place, layer, box), form)
+            tighter.append(box)
+        return form, [*tighter, form.box if boxes is None else form.box.intersect(boxes[len(layers)])]
+
+    def _parallel(self, place: str, layer: nn.Module, box: Interval) -> ParallelRelaxation:
+        if self.relu is not None and type(layer) is nn.ReLU:
+            return hybrid_relu(self.relu, box)
+        return parallel(apply_rule(relaxation_rule, place, layer, box), box)
+
+    def _affine(self, place: str, layer: nn.Module, relaxation: Affine, form: AffineForm) -> AffineForm:
+        if self.shared:
+            form = form.share_errors()
+        terms = tuple(replace(term, coefficients=_image(layer, relaxation, term.coefficients)) for term in form.terms)
+        center = layer(form.center)
+        if self.shared:
+            return AffineForm(center, terms, torch.zeros_like(center))
+        errors = apply_rule(interval_rule, place, layer, Interval(-form.error, form.error))
+        return AffineForm(center, terms, errors.radius)
+
+
+def hybrid_relu(rule: ReluRule, box: Interval) -> ParallelRelaxation:
+    """The ReLU of DiffAI's hybrid zonotope (Mirman et al. 2018) over a box [l, u], elementwise.
+
+    Where l < 0 < u:
+
+    - "box": [0, u] alone; the symbols are dropped;
+    - "switch": the box where u < -l, else relu(v) in v + [0, -l], which keeps all symbols;
+    - "smooth": both of these, with the shares -l / (u - l) and u / (u - l). So the slope is that of DeepZ, and the
+      error twice as large as it need be for that slope.
+
+    Only the box's rule never leaves [0, u]: with the others a form may be looser than intervals.
+    """
+    low, high = box
+    active, crossing = low >= 0, (low < 0) & (high > 0)
+    if rule == "smooth":
+        slope, distance = relu_chord(box)
+        return ParallelRelaxation(slope, distance, distance)
+    keeps = crossing & (high >= -low) if rule == "switch" else torch.zeros_like(crossing)
+    error = torch.where(keeps, -low, high).where(crossing, torch.zeros_like(low)) / 2
+    return ParallelRelaxation((active | keeps).to(low), error, error)
+
+
+def _nonlinear(relaxation: ParallelRelaxation, form: AffineForm) -> AffineForm:
+    def times_slope(term: Term) -> Term:
+        coefficients = term.coefficients.expand(-1, *form.center.shape)
+        return replace(term, coefficients=relaxation.slope_times(coefficients))
+
+    center = relaxation.slope_times(form.center) + relaxation.middle
+    error = relaxation.spread(form.error) + relaxation.radius
+    return AffineForm(center, tuple(times_slope(term) for term in form.terms), error)
+
+
+def _image(layer: nn.Module, relaxation: Affine, coefficients: Tensor) -> Tensor:
+    """The coefficients of a layer's output, [symbols, batch or 1, *out_shape], from those of its input."""
+    if isinstance(layer, nn.Linear):
+        return coefficients @ layer.weight.T
+    image = layer(coefficients.flatten(0, 1)) - relaxation.offset
+    return image.unflatten(0, coefficients.shape[:2])
