@@ -10,4 +10,4 @@ from paperlib.certificates import (  # noqa: F401
     gaussian_heads,
     ibp,
 )
-from paperlib.certificates.ladder import dual_network  # noqa: F401
+from paperlib.certificates.ladder import dual_network, lagrangian  # noqa: F401
