@@ -1,0 +1,208 @@
+"""The convex outer polytope by its dual network (Wong & Kolter 2018, arXiv 1711.00851).
+
+The polytope is that of the triangle between an unstable ReLU over [l, u] and its chord. The paper's dual solution is a
+pass backward through the network in which this ReLU multiplies by one slope, u / (u - l), whatever the sign of the
+coefficient: that of the two parallel lines below and above it. Other layers have two lines of one slope as well.
+
+The bounds of every layer come from such passes, too, layer by layer from the input on. As no slope depends on a sign,
+passes compose: the latents are linear functions of the input that are computed once, and the decoder's units are
+functions of the latents.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from paperlib.bounds.box import Interval
+from paperlib.bounds.interval import interval_rule, outward
+from paperlib.bounds.linear import LinearFunction, LinearRelaxation, parallel
+from paperlib.bounds.relaxation import Affine
+from paperlib.bounds.rules import apply_rule
+from paperlib.certificates import posterior_bounds
+from paperlib.certificates.backward import RelaxedVAE
+from paperlib.certificates.crown import CrownIBP
+from paperlib.certificates.method import METHODS, MemoryUse, Problem
+from paperlib.certificates.relaxed_layer import RelaxedLayer
+from paperlib.models.vae import VAE
+from paperlib.threats.perturbation import Region
+
+ROWS = 128  # units that are bounded at a time
+
+
+@dataclass(frozen=True)
+class DualNetwork(CrownIBP):
+    """The ELBO over the convex outer polytope by the fixed slopes of the dual network, over boxes that the dual network
+    gives every layer after the encoder's first activation.
+
+    Never looser than `IBP`, whose boxes it intersects. Differentiable in the parameters, through the boxes of every
+    layer, as the paper trains on it. Raises ValueError for `sound`.
+    """
+
+    alpha_steps: int = field(default=0, init=False, repr=False)  # no slope is free
+
+    def relax(self, problem: Problem) -> RelaxedVAE:
+        if problem.sound is not None:
+            raise ValueError("the dual network holds in real arithmetic: with sound=True use another method")
+        return dual_network(super().relax(problem))
+
+    def memory(self, vae: VAE, layer_sizes: Sequence[int]) -> MemoryUse:
+        return MemoryUse(per_image=(4 * ROWS + 4 * vae.latent_dim) * sum(layer_sizes), largest_batch=100)
+
+
+METHODS["dual-network"] = DualNetwork()
+
+
+@dataclass(frozen=True)
+class DualFunctions:
+    """Quantities as functions of the input, one a row:  center + errors . eta + inputs . x'  for some eta in [-1, 1],
+    which all rows share.
+    """
+
+    center: Tensor  # [rows, batch]
+    errors: Tensor  # [rows, batch, errors]
+    inputs: Tensor | None  # [rows, batch, *data_shape]; None: the errors hold those of a box of inputs
+
+    @classmethod
+    def of_input(cls, region: Region, coefficients: Tensor, center: Tensor, errors: Tensor) -> "DualFunctions":
+        """coefficients . x' + center + errors . eta.
+
+        Args:
+            coefficients: [rows, batch or 1, *data_shape]; center and errors likewise.
+        """
+        coefficients = coefficients.expand(-1, len(region.box.lower), *coefficients.shape[2:])
+        center, errors = center.expand(coefficients.shape[:2]), errors.expand(*coefficients.shape[:2], -1)
+        if (of_box := region.zonotope(coefficients)) is None:
+            return cls(center, errors, coefficients)
+        return cls(center + of_box[0], torch.cat([errors, of_box[1]], 2), None)
+
+    def compose(self, coefficients: Tensor, center: Tensor, errors: Tensor) -> "DualFunctions":
+        """coefficients . (these quantities) + center + errors . eta'  with errors of its own.
+
+        Args:
+            coefficients: [new rows, batch or 1, rows]; center and errors likewise.
+        """
+        coefficients = coefficients.expand(-1, self.center.shape[1], -1)
+        center, errors = center.expand(coefficients.shape[:2]), errors.expand(*coefficients.shape[:2], -1)
+
+        def product(rows: Tensor) -> Tensor:
+            flat = coefficients.transpose(0, 1) @ rows.flatten(2).transpose(0, 1)
+            return flat.transpose(0, 1).unflatten(2, rows.shape[2:])
+
+        inputs = None if self.inputs is None else product(self.inputs)
+        shared = product(self.errors)
+        return DualFunctions(
+            center + product(self.center.unsqueeze(2))[..., 0], torch.cat([errors, shared], 2), inputs
+        )
+
+    def box(self, region: Region) -> Interval:
+        """[batch, rows]"""
+        radius = self.errors.abs().sum(2) * outward(self.errors.shape[2], self.errors.dtype)
+        lower, upper = self.center - radius, self.center + radius
+        if self.inputs is not None:
+            lower, upper = lower + region.concretize(self.inputs), upper - region.concretize(-self.inputs)
+        return Interval(lower.T, upper.T)
+
+
+Compose = Callable[[Tensor, Tensor, Tensor], DualFunctions]  # as `DualFunctions.compose`
+
+
+def dual_network(relaxed: RelaxedVAE) -> RelaxedVAE:
+    """The same VAE with two lines of one slope for each layer, over boxes from the dual network."""
+    bounds, noise = relaxed.bounds, relaxed.noise
+    region = bounds.region
+
+    def of_input(coefficients: Tensor, center: Tensor, errors: Tensor) -> DualFunctions:
+        return DualFunctions.of_input(region, coefficients, center, errors)
+
+    encoder = _over_dual_boxes(relaxed.encoder, of_input, region, first_is_tight=True)
+    posterior = of_input(*_backward_pass(encoder, _identity(bounds.encoder[-1].lower)))
+    mean, log_var = posterior.box(region).intersect(bounds.encoder[-1]).chunk(2, 1)
+    scale = posterior_bounds.scale_relaxation(log_var)  # of one slope, too
+    latents = _latents(posterior, noise, scale, log_var)
+    decoder = _over_dual_boxes(relaxed.decoder, latents.compose, region, first_is_tight=False)
+    output = bounds.output.intersect(_unit_box(decoder, bounds.output, latents.compose, region))
+    boxes = [*(layer.box for layer in decoder), output]
+    boxes[0] = boxes[0].intersect(posterior_bounds.reparametrize_bounds(mean, log_var, noise))
+    refined = replace(bounds, mean=mean, log_var=log_var, decoder=boxes)
+    return replace(relaxed, bounds=refined, encoder=encoder, decoder=decoder, scale=scale)
+
+
+def _latents(posterior: DualFunctions, noise: Tensor, scale: LinearRelaxation, log_var: Interval) -> DualFunctions:
+    """mean + noise * exp(log_var / 2)  from the functions of mean and log_var."""
+    one_slope = parallel(scale, log_var)
+    slope = (noise * one_slope.slope).T
+    identity = torch.eye(len(slope), dtype=slope.dtype, device=slope.device)
+    coefficients = torch.cat(
+        [identity.unsqueeze(1).expand(-1, slope.shape[1], -1), torch.diag_embed(slope.T).transpose(0, 1)], 2
+    )
+    errors = torch.diag_embed(noise * one_slope.radius).transpose(0, 1)
+    return posterior.compose(coefficients, (noise * one_slope.middle).T, errors)
+
+
+def _over_dual_boxes(
+    layers: Sequence[RelaxedLayer], compose: Compose, region: Region, first_is_tight: bool
+) -> tuple[RelaxedLayer, ...]:
+    """The layers with two lines of one slope over boxes from the dual network.
+
+    Args:
+        compose: what functions of the first layer's inputs are as functions of the region's.
+        first_is_tight: whether the box of the first activation need not be computed again.
+    """
+    relaxed: list[RelaxedLayer] = []
+    box, tight = layers[0].box, first_is_tight
+    for old in layers:
+        box = box.intersect(old.box)
+        if isinstance(old.relaxation, Affine):
+            layer = old
+        else:
+            box = box if tight else box.intersect(_unit_box(relaxed, box, compose, region))
+            layer = _of_one_slope(RelaxedLayer.of(old.place, old.layer, box, None))
+            tight = False
+        relaxed.append(replace(layer, box=box))
+        box = apply_rule(interval_rule, layer.place, layer.layer, box)
+    return tuple(relaxed)
+
+
+def _of_one_slope(layer: RelaxedLayer) -> RelaxedLayer:
+    assert isinstance(layer.relaxation, LinearRelaxation)
+    lines = parallel(layer.relaxation, layer.box)
+    lower, upper = (LinearFunction(lines.slope, lines.middle + sign * lines.radius) for sign in (-1, 1))
+    return replace(layer, relaxation=LinearRelaxation(lower, upper, selection=lines.selection))
+
+
+def _unit_box(layers: Sequence[RelaxedLayer], like: Interval, compose: Compose, region: Region) -> Interval:
+    """The box of each unit that the layers put out, of the shape of `like`, by a pass for each."""
+    boxes = [compose(*_backward_pass(layers, rows)).box(region) for rows in _identity(like.lower).split(ROWS)]
+    lower, upper = (torch.cat(ends, 1).view_as(like.lower) for ends in zip(*boxes, strict=True))
+    return Interval(lower, upper)
+
+
+def _backward_pass(layers: Sequence[RelaxedLayer], coefficients: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """coefficients . (the last layer's output)  as  c . v + center + errors . eta  for inputs v of the first layer.
+
+    Args:
+        coefficients: [rows, batch or 1, *shape].
+
+    Returns:
+        c [rows, batch or 1, *in_shape], center [rows, batch or 1] and errors [rows, batch or 1, errors].
+    """
+    center, errors = torch.zeros_like(coefficients.flatten(2)[..., 0]), []
+    for layer in reversed(layers):
+        if isinstance(layer.relaxation, Affine):
+            center = center + (coefficients * layer.relaxation.offset).flatten(2).sum(2)
+            coefficients = layer.relaxation.transpose(coefficients)
+        else:
+            lines = parallel(layer.relaxation, layer.box)
+            center = center + (coefficients * lines.middle).flatten(2).sum(2)
+            errors.append((coefficients * lines.radius).flatten(2))
+            coefficients = lines.transpose(coefficients)
+    return coefficients, center, torch.cat([*errors, coefficients.new_zeros(*center.shape, 0)], 2)
+
+
+def _identity(like: Tensor) -> Tensor:
+    """The coefficients that pick each unit of a batch of this shape: [units, 1, *shape]."""
+    units = math.prod(like.shape[1:])
+    return torch.eye(units, dtype=like.dtype, device=like.device).view(units, 1, *like.shape[1:])
