@@ -1,8 +1,8 @@
 """Certified bounds of the importance weights and of their mean, the K-sample bound of log p(x) (`paperlib.iwae`).
 
-    log w(x')  =  log p(target | z) - |z|^2 / 2 + |noise|^2 / 2 + sum(log_var) / 2,    z = mean + exp(log_var / 2) * noise
+    log w(x')  =  log p(target | z) - |z|^2 / 2 + |noise|^2 / 2 + sum(log_var) / 2
 
-In the place of the ELBO's -KL stands log p(z) - log q(z|x'). It is linear in log_var and concave in the latents, whose
+with z = mean + exp(log_var / 2) * noise. In the place of the ELBO's -KL stands log p(z) - log q(z|x'). It is linear in log_var and concave in the latents, whose
 chord bounds it from below and whose tangent from above: the rest of the backward substitution is that of the ELBO.
 
 log-mean-exp is convex. So for all weights p that sum to 1, and with equality where p is the softmax of log w,
@@ -42,7 +42,6 @@ from paperlib.certificates.method import Method, Problem, find_method
 from paperlib.certificates.posterior_bounds import log_ratio_bounds
 from paperlib.models.elbo import Target
 from paperlib.models.iwae import check_draws, log_mean_exp
-from paperlib.models.likelihood import sum_per_example
 from paperlib.models.vae import VAE
 from paperlib.runtime.inference import outside_inference_mode
 from paperlib.threats.perturbation import PerturbationSet
@@ -192,7 +191,9 @@ def _joint_lower(relaxed: RelaxedVAE, single: RelaxedVAE, each: Tensor) -> Tenso
     target_coefficients, constant = map(average, posterior.with_target(nothing, posterior.constant))
     x_coefficients, constant = backward_pass(single.encoder, average(posterior.coefficients), constant, initial_alpha)
     region = single.bounds.region
-    joint = constant - cancellation(x_coefficients, region.box) + region.concretize(x_coefficients + target_coefficients)
+    joint = (
+        constant + region.concretize(x_coefficients + target_coefficients) - cancellation(x_coefficients, region.box)
+    )
     terms = interval_log_weight(relaxed.vae, relaxed.bounds, relaxed.noise).lower.abs()
     joint = joint - slack(joint, average(terms))
     # 0 log 0 = 0, for a draw without any weight
