@@ -17,10 +17,12 @@ from paperlib.certificates.evaluation import certify
 from paperlib.certificates.expected import certify_expected
 from paperlib.certificates.ibp import IBP
 from paperlib.certificates.likelihood_bounds import LikelihoodBounds, likelihood_bounds
+from paperlib.certificates.log_weights import iwae_bounds
 from paperlib.certificates.method import METHODS, Method
 from paperlib.data.arrays import Dataset
 from paperlib.data.datasets import load_dataset
 from paperlib.models.elbo import elbo
+from paperlib.models.iwae import iwae, log_weights
 from paperlib.models.likelihood import Bernoulli, Gaussian, Likelihood
 from paperlib.models.vae import VAE, GaussianHeads, conv_vae, mlp_vae
 from paperlib.rivals.civet import civet_error
@@ -90,11 +92,14 @@ __all__ = [
     "elbo_bounds",
     "fgsm",
     "interval_rule",
+    "iwae",
+    "iwae_bounds",
     "latent_attack",
     "lighting",
     "likelihood_bounds",
     "load",
     "load_dataset",
+    "log_weights",
     "low_frequencies",
     "mlp_vae",
     "pgd",

@@ -97,12 +97,14 @@ class ElboTerms:
     """Linear functions on one side of the terms of the ELBO: of log p in output and target, of -KL in mean and log_var.
 
     With `target`, `fit` is that of the single target  target.point, and the rest is what the perturbed target adds.
+    What stands in the place of -KL may depend on the latents as well.
     """
 
     fit: JointLinearFunction | AlphaRelaxation[JointLinearFunction]
     mean: LinearFunction
     log_var: LinearFunction
     target: TargetTerm | None
+    latent: LinearFunction | None = None
 
 
 def terms_below(relaxed: RelaxedVAE, beta: float = 1.0) -> ElboTerms:
@@ -201,6 +203,9 @@ def backward_posterior(
     constant = sign * sum_per_example(function.offset)
     output_coefficients = function.output_slope if sign > 0 else -function.output_slope
     latent_coefficients, constant = backward_pass(relaxed.decoder, output_coefficients, constant, select_alpha)
+    if terms.latent is not None:
+        latent_coefficients = latent_coefficients + sign * terms.latent.slope
+        constant = constant + sign * sum_per_example(terms.latent.offset)
 
     # latent = mean + exp(log_var / 2) * noise, and the KL adds its own terms in mean and log_var
     scale_coefficients, offset = backward_substitute(latent_coefficients * relaxed.noise, relaxed.scale, select_alpha)

@@ -85,6 +85,32 @@ def negative_kl_above(mean: Interval, log_var: Interval) -> tuple[LinearFunction
     return LinearFunction(-middle, middle.square() / 2), tangent(_minus_log_var_term, _log_var_slope, log_var.center)
 
 
+def log_ratio_bounds(mean: Interval, log_var: Interval, noise: Tensor) -> Interval:
+    """The exact range over both boxes of  log p(z) - log q(z|x)  at  z = mean + exp(log_var / 2) * noise, [batch],
+    nats: of `iwae.log_ratio`.
+
+    For each coordinate it is concave in the mean, and in log_var it rises to one peak and falls. So it is least at a
+    corner. It is largest where z is nearest to 0 at the upper end of log_var, or at an end of the mean at that peak.
+    """
+
+    def value(at_mean: Tensor, at_log_var: Tensor) -> Tensor:
+        z = at_mean + torch.where(noise == 0, noise, torch.exp(at_log_var / 2) * noise)
+        return (noise.square() - z.square() + at_log_var) / 2
+
+    def peak(at_mean: Tensor) -> Tensor:
+        """The log_var in its box at which the value is largest, where  z * noise * exp(log_var / 2) = 1."""
+        signed = at_mean * noise.sign()
+        root = (signed.square() + 4).sqrt()
+        inverse = noise.abs() * torch.where(signed > 0, (signed + root) / 2, 2 / (root - signed))
+        return (-2 * torch.log(inverse)).clamp(*log_var)
+
+    scaled = torch.where(noise == 0, noise, torch.exp(log_var.upper / 2) * noise)
+    lowest = torch.stack([value(at_mean, at_log_var) for at_mean in mean for at_log_var in log_var]).amin(0)
+    candidates = [(end, peak(end)) for end in mean] + [((-scaled).clamp(*mean), log_var.upper)]
+    highest = torch.stack([value(*candidate) for candidate in candidates]).amax(0)
+    return Interval(lowest.sum(-1), highest.sum(-1))
+
+
 def _minus_log_var_term(log_var: Tensor) -> Tensor:
     return -kl_log_var_term(log_var) / 2
 
