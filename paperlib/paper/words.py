@@ -16,6 +16,8 @@ class Axis(StrEnum):
     CLEAN_KL = "clean KL (nats)"
     ATTACKED_KL = "attacked KL (nats)"
     GAP = "attacked − certified (nats)"
+    OVER_DISTANCE = "bound − largest distance² (pixels²)"
+    UNDER_LIKELIHOOD = "least log-likelihood − bound (nats)"
     LOG_LIKELIHOOD = "log-likelihood (nats)"
     PRODUCT = "$t\\,l$ (nats)"
     SLOPE = "nats per unit of $x$"
@@ -40,6 +42,7 @@ class Axis(StrEnum):
     MOVED = "(x' − x) / ε"
     COORDINATE = "latent coordinate"
     LATENT = "latent $z$"
+    LATENT_RADIUS = "radius of the box of latents"
     FIRST = "$x_1$"
     SECOND = "$x_2$"
     BEFORE_RELU = "$v$ (before ReLU)"
@@ -64,7 +67,7 @@ DIMENSIONLESS = frozenset(
             Axis.MOVED,
         ),
         *(Axis.BEATS, Axis.SAMPLE, Axis.AUC),
-        *(Axis.COORDINATE, Axis.LATENT, Axis.FIRST, Axis.SECOND),
+        *(Axis.COORDINATE, Axis.LATENT, Axis.LATENT_RADIUS, Axis.FIRST, Axis.SECOND),
         *(Axis.BEFORE_RELU, Axis.RELU, Axis.LOG_VARIANCE, Axis.DEVIATION, Axis.LOGIT, Axis.DIAGONAL),
     }
 )

@@ -1,0 +1,66 @@
+"""Figures of notebook 10: tightness against time for every bound, small decoders, and depth."""
+
+from itertools import product
+from typing import Any
+
+import pandas as pd
+import seaborn as sns
+from matplotlib.figure import Figure
+
+from paperlib.paper.plots.style import HOLLOW, finish, legend_above, panels
+from paperlib.paper.words import Axis
+
+_BLIND = sns.color_palette("colorblind")
+_SHAPES = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "h", "*")
+
+
+def looks(names: list[str]) -> dict[str, dict[str, Any]]:
+    """A mark for each bound by its name; colours recur, shapes do not."""
+    colors = (_BLIND[place] for place in (0, 1, 2, 3, 4, 9, 7, 5, 8, 6, 0, 1))
+    return {
+        name: {"color": color, "marker": shape, "label": name, "ls": "none", "ms": 5}
+        for name, color, shape in zip(names, colors, _SHAPES, strict=False)
+    }
+
+
+def ladder(means: pd.DataFrame, caption: str) -> Figure:
+    """A panel for each model: how far each bound stays below the attack, against its time for an image. Hollow: a bound
+    that holds with a probability alone.
+    """
+    models = list(means["model"].unique())
+    marks = looks(list(means["rung"].unique()))
+    figure, axes = panels((len(models) + 1) // 2, 2, height=2.0 * ((len(models) + 1) // 2) + 0.9)
+    for axis, model in zip(axes, models, strict=False):
+        part = means[means["model"] == model]
+        for row in part.to_dict("records"):
+            hollow = HOLLOW if row["confidence"] < 1 else {}
+            axis.plot([row["ms"]], [row["gap"]], **{**marks[row["rung"]], **hollow})
+        axis.set(xscale="log", yscale="log", xlabel=Axis.MILLISECONDS, ylabel=Axis.GAP)
+        axis.set_title(f"{model}, $\\epsilon={part['eps'].iloc[0]:g}$")
+        axis.margins(0.12)
+    for axis in axes[len(models) :]:
+        axis.remove()
+    legend_above(figure, axes[0], columns=4)
+    return finish(figure, caption)
+
+
+def decoders(rows: pd.DataFrame, caption: str) -> Figure:
+    """A panel for each decoder and quantity: how far the bounds of each method are from the exact value, against the
+    radius of the box of latents.
+    """
+    quantities = {"squared distance": Axis.OVER_DISTANCE, "log-likelihood": Axis.UNDER_LIKELIHOOD}
+    names = [name for name in rows["method"].unique() if name != "exact"]
+    marks = looks(names)
+    sizes = list(rows["decoder"].unique())
+    figure, axes = panels(2, len(sizes), height=4.2)
+    for axis, (quantity, size) in zip(axes, product(quantities, sizes), strict=True):
+        part = rows[(rows["decoder"] == size) & (rows["quantity"] == quantity)]
+        for name in names:
+            of_method = part[part["method"] == name]
+            if len(of_method):
+                gaps = (of_method["bound"] - of_method["exact"]).abs().groupby(of_method["radius"]).mean()
+                axis.plot(gaps.index, gaps, **{**marks[name], "ls": "-"})
+        axis.set_title(size)
+        axis.set(yscale="log", xlabel=Axis.LATENT_RADIUS, ylabel=quantities[quantity])
+    legend_above(figure, max(axes, key=lambda axis: len(axis.lines)), columns=3)
+    return finish(figure, caption)
