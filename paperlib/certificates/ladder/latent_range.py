@@ -3,6 +3,7 @@ and bound, for at most three latents. `semidefinite` has one more bound between 
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Self
 
@@ -54,11 +55,27 @@ class RelaxedDecoder:
         return cls(latent, tuple(layers), _tightened(layers, latent, box))
 
     def upper(self, cost: OutputCost) -> Tensor:
-        """Above the cost of every output, [batch]: the cost's chords, substituted backward to the latents."""
+        """Above the cost of every output, [batch]: from the box of outputs alone, or by the cost's chords, substituted
+        backward to the latents.
+        """
         chord = cost.quadratic(self.output).chord(self.output)
-        constant = -sum_per_example(chord.offset.expand_as(self.output.lower))
-        coefficients, constant = backward_pass(self.layers, -chord.slope, constant, initial_alpha)
-        return -(concretize(coefficients, self.latent) + constant)
+        coefficients, constant = backward_pass(self.layers, -chord.slope, -sum_per_example(chord.offset), initial_alpha)
+        return torch.fmin(cost.upper(self.output), -concretize(coefficients, self.latent) - constant)
+
+
+def check_shapes(decoder: nn.Module, latent: Interval, cost: OutputCost) -> None:
+    """Raises ValueError where the images of the cost are not of the shape of the decoder's outputs."""
+    shape = decoder(latent.center).shape
+    if cost.x.shape != shape:
+        raise ValueError(
+            f"the images must be {list(shape)}, like the decoder's outputs for these latents; got {list(cost.x.shape)}"
+        )
+
+
+def each_box(latent: Interval) -> Iterator[tuple[Tensor, Interval]]:
+    """Each of the boxes [batch, latent] by itself, [1, latent], with the number of its row, [1]."""
+    for row in torch.arange(len(latent.lower), device=latent.lower.device).split(1):
+        yield row, Interval(latent.lower[row], latent.upper[row])
 
 
 def _tightened(layers: list[RelaxedLayer], latent: Interval, box: Interval) -> Interval:
@@ -75,30 +92,38 @@ def _tightened(layers: list[RelaxedLayer], latent: Interval, box: Interval) -> I
 
 @torch.no_grad()
 def interval_upper(decoder: nn.Module, latent: Interval, cost: OutputCost) -> Tensor:
-    """Above the cost of every output that latents of the box [batch, latent] have, [batch]: by interval propagation.
+    """Above the cost of every output that latents of the box have, [batch], in real arithmetic: by interval propagation.
 
-    Raises UnsupportedLayerError for a layer without an interval rule.
+    Args:
+        decoder: latents [batch, latent] -> outputs [batch, *data_shape], in evaluation mode.
+        latent: [batch, latent].
+
+    Raises:
+        UnsupportedLayerError: a layer without an interval rule.
+        ValueError: images of another shape than that of the outputs.
     """
+    check_shapes(decoder, latent, cost)
     return cost.upper(propagate(decoder, latent, "decoder"))
 
 
 @torch.no_grad()
 def linear_upper(decoder: nn.Module, latent: Interval, cost: OutputCost) -> Tensor:
     """The same by linear bounds of each layer and of the cost (CROWN: Zhang et al. 2018, arXiv 1811.00866), [batch]."""
-    bounds = []
-    for row in torch.arange(len(latent.lower)).split(1):
-        relaxed = RelaxedDecoder.by_linear_bounds(decoder, latent.map(lambda end, row=row: end[row]))
-        own = cost.of(row)
-        bounds.append(torch.minimum(relaxed.upper(own), own.upper(relaxed.output)))
-    return torch.cat(bounds)
+    check_shapes(decoder, latent, cost)
+    boxes = each_box(latent)
+    return torch.cat([RelaxedDecoder.by_linear_bounds(decoder, box).upper(cost.of(row)) for row, box in boxes])
 
 
 @torch.no_grad()
 def exact_upper(decoder: nn.Module, latent: Interval, cost: OutputCost, tol: float) -> Tensor:
     """Never below the largest cost over the box [batch, latent], and at most `tol` above it, [batch].
 
-    Raises ValueError for more than three latents, and ToleranceError where the bounds do not meet within `tol`.
+    Raises ToleranceError where the bounds do not meet within `tol`, and ValueError for more than three latents, a `tol`
+    that is not positive, or images of another shape than that of the outputs.
     """
+    check_shapes(decoder, latent, cost)
+    if not tol > 0:
+        raise ValueError(f"tol must be positive, got {tol}")
     latents = latent.lower.shape[1]
     if latents > LATENTS:
         raise ValueError(f"branch and bound is for at most {LATENTS} latents, got {latents}: use another bound")
@@ -107,7 +132,6 @@ def exact_upper(decoder: nn.Module, latent: Interval, cost: OutputCost, tol: flo
         return -cost.of(example).value(decoder(z))
 
     def below(part: Interval, example: Tensor) -> Tensor:
-        relaxed, own = RelaxedDecoder.by_intervals(decoder, part), cost.of(example)
-        return -torch.fmin(relaxed.upper(own), own.upper(relaxed.output))
+        return -RelaxedDecoder.by_intervals(decoder, part).upper(cost.of(example))
 
     return -minimum(value, below, latent, tol)

@@ -1,7 +1,7 @@
 """What a decoder's output costs against a fixed image: the squared distance, or the negative log-likelihood.
 
-Upper bounds of a cost over a box of latents are in `latent_range` and `semidefinite`; those of the second cost are, with
-their sign turned, lower bounds of the log-likelihood. Over a box of outputs each cost has a convex quadratic function
+Upper bounds of a cost over a box of latents are in `latent_range` and `semidefinite`; with their sign turned, those of
+the second one are lower bounds of the log-likelihood. Over a box of outputs each cost has a convex quadratic function
 above it, which a semidefinite relaxation takes as it is, and which linear bounds replace by its chords.
 """
 

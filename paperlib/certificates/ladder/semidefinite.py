@@ -3,184 +3,127 @@
 
     maximise  cost(decoder(z))  over  z in a box
 
-Let p = (1, s) be one, the latents and the outputs of all ReLUs whose sign is not fixed, each moved and scaled from its
-box to [-1, 1]. Everything in the network is then a linear function of p, and a ReLU  v = max(a, 0)  over l <= a <= u
-is
+Let p be one, the latents, and the outputs of all ReLUs whose sign is not fixed, each moved and scaled from its box to
+[-1, 1]. Everything in the network is then a linear function of p. A ReLU  v = max(a, 0)  with its negative part
+q = v - a  over  l <= a <= u  is
 
-    v (v - a) = 0,    v (u - v) >= 0,    (v - a) (a - l - v) >= 0    and    s^2 <= 1 :
+    v q = 0,    v (u - v) >= 0,    q (-l - q) >= 0
 
-products of linear functions, as is a quadratic cost. So they are linear in the moment matrix  P = p p'.  The relaxation
-admits every positive semidefinite P with P_00 = 1. The last two constraints of a ReLU, the positive and the negative
-part's, are those on the boxes in the paper, and imply the triangle  v <= u (a - l) / (u - l):  with q = v - a and
-E[v q] = 0 a positive semidefinite moment matrix of (1, v, q) has  1 >= E[v]^2 / E[v^2] + E[q]^2 / E[q^2]  >=
-E[v] / u + E[q] / -l.
+in products of linear functions, as is a quadratic cost: a `MomentProblem`. The last two are the paper's constraints of
+boxes, for both parts of a unit. A positive semidefinite moment matrix of (1, v, q) with E[v q] = 0 has
 
-The bound is the value of the dual problem. With C the cost's matrix, B_i those of the constraints  p' B_i p >= 0  and
-E_j those of  p' E_j p = 0,  for any multipliers b_i >= 0, e_j and any number c
+    1  >=  E[v]^2 / E[v^2] + E[q]^2 / E[q^2]  >=  E[v] / u + E[q] / -l,
 
-    p' C p  <=  c - p' S p  <=  c + max(0, -least eigenvalue of S) ||p||^2,
-    S = c e_0 e_0' - C - sum b_i B_i - sum e_j E_j,
-
-and ||p||^2 is at most the number of its elements. A solver chooses the multipliers such that S is positive semidefinite
-and c is least, but the bound does not rely on its accuracy.
+which is the triangle  v <= u (a - l) / (u - l):  so no bound by triangles over the same boxes is tighter.
 """
-
-import warnings
-from contextlib import suppress
-from dataclasses import dataclass
-from typing import Self
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from paperlib.bounds.box import Interval
 from paperlib.bounds.relaxation import Affine
 from paperlib.bounds.rules import UnsupportedLayerError
-from paperlib.certificates.ladder.latent_range import RelaxedDecoder
+from paperlib.certificates.ladder.latent_range import RelaxedDecoder, check_shapes, each_box
+from paperlib.certificates.ladder.moment_problem import STEPS, Array, MomentProblem, product
 from paperlib.certificates.ladder.output_cost import OutputCost
 from paperlib.certificates.relaxed_layer import RelaxedLayer
 
-Array = NDArray[np.float64]
-STEPS = 200  # of the interior-point method, at most: a few tens are usual
-
 
 @torch.no_grad()
-def semidefinite_upper(decoder: nn.Module, latent: Interval, cost: OutputCost, steps: int = STEPS) -> Tensor:
-    """Above the cost of every output that latents of the box have, [batch], in real arithmetic, evaluated in float64.
-    With enough steps it is at least as tight as any bound by triangles over the same boxes of layers.
+def semidefinite_upper(
+    decoder: nn.Module, latent: Interval, cost: OutputCost, products: bool = False, steps: int = STEPS
+) -> Tensor:
+    """Above the cost of every output that latents of the box have, [batch], in real arithmetic; it is evaluated in
+    float64.
 
     Args:
         decoder: affine layers and ReLUs, float64, in evaluation mode. Meant for some tens of hidden units.
         latent: [batch, latent].
+        products: tighter and slower, by the products of the sides of all boxes, see `MomentProblem.with_products`.
         steps: of the solver, at most. However few, what they give is a bound.
 
     Raises:
         ModuleNotFoundError: cvxpy is not installed.
         UnsupportedLayerError: a layer of another kind.
+        ValueError: images of another shape than that of the outputs.
     """
+    check_shapes(decoder, latent, cost)
     bounds = []
-    for row in torch.arange(len(latent.lower)).split(1):
-        relaxed = RelaxedDecoder.by_linear_bounds(decoder, latent.map(lambda end, row=row: end[row]))
-        bounds.append(MomentProblem.of(relaxed, cost.of(row)).upper(steps))
-    return torch.tensor(bounds, dtype=latent.lower.dtype, device=latent.lower.device)
+    for row, box in each_box(latent):
+        relaxed, own = RelaxedDecoder.by_linear_bounds(decoder, box), cost.of(row)
+        problem = moment_problem(relaxed, own)
+        upper = (problem.with_products() if products else problem).upper(steps)
+        bounds.append(relaxed.upper(own).clamp(max=upper))  # a solver that stops early gives less than linear bounds
+    return torch.cat(bounds)
 
 
-@dataclass(frozen=True)
-class MomentProblem:
-    """maximise  p' objective p  over all p = (1, s) with |s_i| <= 1,  p' B p >= 0  and  p' E p = 0  for all B and E."""
+def moment_problem(relaxed: RelaxedDecoder, cost: OutputCost) -> MomentProblem:
+    """The largest cost over one box of latents, [1, latent].
 
-    objective: Array  # [size, size]; all matrices are symmetric
-    nonnegative: Array  # B, [count, size, size]
-    zero: Array  # E, [count, size, size]
-
-    @classmethod
-    def of(cls, relaxed: RelaxedDecoder, cost: OutputCost) -> Self:
-        """The largest cost over one box of latents.
-
-        Raises UnsupportedLayerError for a layer that is neither affine nor a ReLU.
-        """
-        size = 1 + relaxed.latent.lower.shape[1] + sum(int(_bends(layer).sum()) for layer in relaxed.layers)
-        center, radius = (_array(part) for part in (relaxed.latent.center, relaxed.latent.radius))
-        # each quantity of the network is a row: a linear function of p
-        rows = np.zeros((len(center), size))
-        rows[:, 0] = center
-        rows[np.arange(len(center)), 1 + np.arange(len(center))] = radius
-        used = 1 + len(center)
-        nonnegative, zero = [], []
-        for layer in relaxed.layers:
-            if isinstance(layer.relaxation, Affine):
-                columns = torch.from_numpy(rows.T.copy()).to(layer.box.lower).view(size, *layer.box.lower.shape[1:])
-                rows = _array(layer.layer(columns) - layer.relaxation.offset).reshape(size, -1).T
-                rows[:, 0] += _array(layer.relaxation.offset)
-                continue
-            if type(layer.layer) is not nn.ReLU:
-                raise UnsupportedLayerError(
-                    f"the semidefinite bound is for affine layers and ReLUs, not {type(layer.layer).__name__} at "
-                    f"{layer.place}: use another bound"
-                )
-            low, high = (_array(end) for end in layer.box)
-            before, rows = rows, np.where(low >= 0, 1.0, 0.0)[:, None] * rows
-            for unit in np.flatnonzero(_bends(layer)):
-                rows[unit, [0, used]] = high[unit] / 2
-                negative = rows[unit] - before[unit]
-                zero.append(_product(rows[unit], negative))
-                nonnegative.append(_product(negative, -low[unit] * np.eye(size)[0] - negative))
-                used += 1
-        quadratic = cost.quadratic(relaxed.output)
-        curvature, slope, offset = (
-            _array(part.expand_as(relaxed.output.lower))
-            for part in (quadratic.curvature, quadratic.slope, quadratic.offset)
-        )
-        one = np.eye(size)[0]
-        objective = np.einsum("i,ij,ik->jk", curvature, rows, rows) + _product(slope @ rows, one)
-        objective[0, 0] += offset.sum()
-        # a box of outputs tells apart what no box of hidden units does, once squares of outputs count
-        low, high = (_array(end) for end in relaxed.output)
-        for output in np.flatnonzero(curvature > 0):
-            nonnegative.append(_product(rows[output] - low[output] * one, high[output] * one - rows[output]))
-        return cls(objective, *(np.array(part).reshape(-1, size, size) for part in (nonnegative, zero)))
-
-    def upper(self, steps: int) -> float:
-        """Never below the maximum, whatever the solver gives after at most so many steps."""
-        size = len(self.objective)
-        one = np.eye(size)[0]
-        squares = [np.outer(one, one) - np.outer(row, row) for row in np.eye(size)[1:]]
-        nonnegative = np.concatenate([np.array(squares).reshape(-1, size, size), self.nonnegative])
-        matrices = np.concatenate([_of_unit_norm(nonnegative), _of_unit_norm(self.zero)])
-        scale = np.abs(self.objective).max() or 1.0
-        constant, multipliers = _solve(self.objective / scale, matrices, len(nonnegative), steps)
-        multipliers[: len(nonnegative)] = multipliers[: len(nonnegative)].clip(min=0)
-        slack = constant * np.outer(one, one) - self.objective / scale - np.tensordot(multipliers, matrices, 1)
-        least = np.linalg.eigvalsh(slack)[0] - size * np.finfo(float).eps * np.linalg.norm(slack)  # as it is rounded
-        return float(scale * (constant + size * max(0.0, -least)))
-
-
-def _solve(objective: Array, matrices: Array, nonnegative: int, steps: int) -> tuple[float, Array]:
-    """The constant c and the multipliers of the dual problem, of which the first `nonnegative` should be at least 0, as
-    the solver leaves them; zeros where it gives none.
+    Raises UnsupportedLayerError for a layer that is neither affine nor a ReLU.
     """
-    try:
-        import cvxpy as cp
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            "the semidefinite bound needs the solver cvxpy: pip install 'provae[ladder]', or use another bound"
-        ) from error
-    size = len(objective)
-    constant, multipliers = cp.Variable(), cp.Variable(len(matrices))
-    one = np.outer(np.eye(size)[0], np.eye(size)[0])
-    combined = cp.reshape(matrices.reshape(len(matrices), -1).T @ multipliers, (size, size), order="C")
-    slack = constant * one - objective - combined
-    problem = cp.Problem(cp.Minimize(constant), [slack >> 0, multipliers[:nonnegative] >= 0])
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of an inaccurate solution, which costs tightness alone
-        with suppress(cp.SolverError):
-            problem.solve(solver=cp.CLARABEL, max_iter=steps)
-    if (
-        constant.value is None
-        or multipliers.value is None
-        or not np.isfinite([constant.value, *multipliers.value]).all()
-    ):
-        return 0.0, np.zeros(len(matrices))
-    return float(constant.value), np.array(multipliers.value)
+    size = 1 + relaxed.latent.lower.shape[1] + sum(int(_bends(layer).sum()) for layer in relaxed.layers)
+    one = np.eye(size)[0]
+    rows = latent_rows(relaxed.latent, size)
+    used = 1 + len(rows)
+    nonnegative, zero = [], []
+    for layer in relaxed.layers:
+        if isinstance(layer.relaxation, Affine):
+            rows = affine_rows(layer, layer.relaxation, rows)
+            continue
+        if type(layer.layer) is not nn.ReLU:
+            raise UnsupportedLayerError(
+                f"semidefinite bounds are for affine layers and ReLUs, not for {type(layer.layer).__name__} at "
+                f"{layer.place!r}: use another bound"
+            )
+        low, high = (array(end) for end in layer.box)
+        before, rows = rows, (low >= 0)[:, None] * rows
+        for unit in np.flatnonzero(_bends(layer)):
+            rows[unit, [0, used]] = high[unit] / 2  # scaled to [-1, 1], so that  v (u - v) >= 0  is  s^2 <= 1
+            used += 1
+            negative = rows[unit] - before[unit]
+            zero.append(product(rows[unit], negative))
+            nonnegative.append(product(negative, -low[unit] * one - negative))
+    above = cost.quadratic(relaxed.output)
+    curvature, slope, offset = (
+        array(part.expand_as(relaxed.output.lower)) for part in (above.curvature, above.slope, above.offset)
+    )
+    objective = product(curvature[:, None] * rows, rows) + product(slope @ rows, one)
+    objective[0, 0] += offset.sum()
+    # an output's square is at most its chord, as linear bounds have it
+    low, high = (array(end) for end in relaxed.output)
+    for output in np.flatnonzero(curvature):
+        nonnegative.append(product(rows[output] - low[output] * one, high[output] * one - rows[output]))
+    return MomentProblem.of(objective, nonnegative, zero)
+
+
+def latent_rows(latent: Interval, size: int) -> Array:
+    """The latents of one box as linear functions of p = (1, latents scaled to [-1, 1], ...): [latent, size]."""
+    center = array(latent.center)
+    rows = np.zeros((len(center), size))
+    rows[:, 0] = center
+    rows[:, 1 : 1 + len(center)] = np.diag(array(latent.radius))
+    return rows
+
+
+def affine_rows(layer: RelaxedLayer, relaxation: Affine, rows: Array) -> Array:
+    """What an affine layer makes of linear functions of p, [units, size] of its input, [units, size] of its output."""
+    size = rows.shape[1]
+    like = layer.box.lower
+    columns = torch.as_tensor(rows.T, dtype=like.dtype, device=like.device).reshape(size, *like.shape[1:])
+    image: Array = array(layer.layer(columns) - relaxation.offset).reshape(size, -1).T
+    image[:, 0] += array(relaxation.offset)
+    return image
+
+
+def array(values: Tensor) -> Array:
+    """The numbers of a tensor in flat order, as a copy of float64."""
+    return np.array(values.detach().cpu().flatten(), dtype=float)
 
 
 def _bends(layer: RelaxedLayer) -> Array:
-    """Which units of a ReLU have a sign that is not fixed, [units]; none of an affine layer."""
-    low, high = (_array(end) for end in layer.box)
-    return (low < 0) & (high > 0) & (not isinstance(layer.relaxation, Affine))
-
-
-def _product(first: Array, second: Array) -> Array:
-    """The symmetric matrix of  p -> (first . p) (second . p)."""
-    return (np.outer(first, second) + np.outer(second, first)) / 2
-
-
-def _of_unit_norm(matrices: Array) -> Array:
-    norm = np.linalg.norm(matrices, axis=(1, 2), keepdims=True)
-    return matrices / np.where(norm > 0, norm, 1.0)
-
-
-def _array(values: Tensor) -> Array:
-    return values.detach().double().cpu().numpy().ravel()
+    """Which units have a sign that is not fixed, where the layer is a ReLU: [units], 0 or 1."""
+    low, high = (array(end) for end in layer.box)
+    bends: Array = (low < 0) * (high > 0) * float(not isinstance(layer.relaxation, Affine))
+    return bends
