@@ -92,7 +92,7 @@ def _tightened(layers: list[RelaxedLayer], latent: Interval, box: Interval) -> I
 
 @torch.no_grad()
 def interval_upper(decoder: nn.Module, latent: Interval, cost: OutputCost) -> Tensor:
-    """Above the cost of every output that latents of the box have, [batch], in real arithmetic: by interval propagation.
+    """Above the cost of every output that latents of the box have, [batch], in real arithmetic: by intervals.
 
     Args:
         decoder: latents [batch, latent] -> outputs [batch, *data_shape], in evaluation mode.

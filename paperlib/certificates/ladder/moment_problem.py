@@ -85,17 +85,22 @@ def _of_unit_norm(matrices: Array) -> Array:
     return matrices / np.where(norm > 0, norm, 1.0)
 
 
-def _solve(objective: Array, matrices: Array, signed: int, steps: int) -> tuple[float, Array]:
-    """The number c and the multipliers of the dual problem, of which the first `signed` should be at least 0, as the
-    solver leaves them; zeros where it gives none.
-    """
+def load_solver() -> Any:
+    """The module cvxpy; raises ModuleNotFoundError, which says how to install it, where it is not."""
     try:
-        cp: Any = import_module("cvxpy")
-        sparse: Any = import_module("scipy.sparse")  # cvxpy needs it
+        return import_module("cvxpy")
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
             "semidefinite bounds are solved by cvxpy, which is not installed: pip install 'provae[ladder]'"
         ) from error
+
+
+def _solve(objective: Array, matrices: Array, signed: int, steps: int) -> tuple[float, Array]:
+    """The number c and the multipliers of the dual problem, of which the first `signed` should be at least 0, as the
+    solver leaves them; zeros where it gives none.
+    """
+    cp = load_solver()
+    sparse: Any = import_module("scipy.sparse")  # on which cvxpy stands
     size = len(objective)
     constant, multipliers = cp.Variable(), cp.Variable(len(matrices))
     columns = sparse.csr_array(matrices.reshape(len(matrices), -1).T)

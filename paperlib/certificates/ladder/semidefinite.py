@@ -19,6 +19,7 @@ which is the triangle  v <= u (a - l) / (u - l):  so no bound by triangles over 
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from paperlib.bounds.box import Interval
@@ -122,8 +123,7 @@ def array(values: Tensor) -> Array:
     return np.array(values.detach().cpu().flatten(), dtype=float)
 
 
-def _bends(layer: RelaxedLayer) -> Array:
-    """Which units have a sign that is not fixed, where the layer is a ReLU: [units], 0 or 1."""
+def _bends(layer: RelaxedLayer) -> NDArray[np.bool_]:
+    """Which units have a sign that is not fixed, where the layer is a ReLU, [units]."""
     low, high = (array(end) for end in layer.box)
-    bends: Array = (low < 0) * (high > 0) * float(not isinstance(layer.relaxation, Affine))
-    return bends
+    return (low < 0) & (high > 0) & (not isinstance(layer.relaxation, Affine))
