@@ -32,6 +32,7 @@ DATASET = "mnist5k"
 SIDE = 7  # pixels of a digit's side
 POOLED = 4  # pixels of the original along the side of one
 SCALE = 0.25  # of the Gaussian likelihood
+BETA = 0.1  # weight of the KL: at 1 the posteriors of so small images collapse
 DECODERS = {"paper": ((2, 32), (2, 16, 16), (3, 8, 8)), "smoke": ((2, 4), (2, 3, 3))}  # latents and hidden units
 STEPS = {"paper": 3_000, "smoke": 30}  # of training
 BATCH = 128
@@ -52,7 +53,13 @@ ONE_HIDDEN_LAYER = ("gradient",)  # methods for no other decoders
 def semidefinite_models(profile: str) -> list[TrainConfig]:
     """The training of each decoder's VAE."""
     plain = TrainConfig(
-        dataset=DATASET, data_shape=(SIDE * SIDE,), eps=0.0, kappa=1.0, steps=STEPS[profile], batch_size=BATCH
+        dataset=DATASET,
+        data_shape=(SIDE * SIDE,),
+        eps=0.0,
+        kappa=1.0,
+        beta=BETA,
+        steps=STEPS[profile],
+        batch_size=BATCH,
     )
     sizes = [replace(plain, latent_dim=latents, hidden=tuple(hidden[::-1])) for latents, *hidden in DECODERS[profile]]
     return [

@@ -39,7 +39,7 @@ def _upper(decoder: nn.Module, latent: Interval, cost: OutputCost, steps: int) -
     relaxed = RelaxedDecoder.by_linear_bounds(decoder, latent)
     bent = [layer for layer in relaxed.layers if not isinstance(layer.relaxation, Affine)]
     if [type(layer.layer) for layer in bent] != [nn.ReLU]:
-        places = ", ".join(repr(layer.place) for layer in bent) or "none"
+        places = ", ".join(layer.place for layer in bent) or "none"
         raise UnsupportedLayerError(
             f"the bound by the gradient is for affine layers and one ReLU, but what is not affine is: {places}"
         )
@@ -62,4 +62,5 @@ def _upper(decoder: nn.Module, latent: Interval, cost: OutputCost, steps: int) -
     objective = product(array(weights)[:, None] * rows, slopes)
     center = decoder(latent.center)
     at_center = (chord.slope * center + chord.offset).sum().item()
-    return at_center + MomentProblem.of(objective, [], []).upper(steps)
+    gradient = at_center + MomentProblem.of(objective, [], []).upper(steps)
+    return min(gradient, cost.upper(relaxed.output).item())  # the box of outputs alone may say more

@@ -14,8 +14,10 @@ from torch import Tensor
 
 from paperlib.bounds.box import Interval
 from paperlib.bounds.linear import LinearFunction, initial_alpha
+from paperlib.certificates.bernoulli_bounds import BernoulliBounds
+from paperlib.certificates.gaussian_bounds import GaussianBounds
 from paperlib.certificates.likelihood_bounds import bounds_of
-from paperlib.models.likelihood import Bernoulli, Gaussian, Likelihood, softplus, sum_per_example
+from paperlib.models.likelihood import Likelihood, softplus, sum_per_example
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,12 @@ class OutputQuadratic:
     curvature: Tensor
     slope: Tensor
     offset: Tensor
+
+    @classmethod
+    def below_chord(cls, chord: LinearFunction, curvature: Tensor, output: Interval) -> Self:
+        """The functions of this curvature that have these chords over a box of outputs."""
+        low, high = output
+        return cls(curvature, chord.slope - curvature * (low + high), chord.offset + curvature * low * high)
 
     def chord(self, output: Interval) -> LinearFunction:
         """The chords over a box of outputs: elementwise above the function, and equal to it at both ends."""
@@ -91,15 +99,15 @@ class NegativeLogLikelihood(OutputCost):
         return -bounds_of(self.likelihood).lower(output, Interval(self.x, self.x))
 
     def quadratic(self, output: Interval) -> OutputQuadratic:
-        target = Interval(self.x, self.x)
-        below = initial_alpha(bounds_of(self.likelihood).linear_below(output, target))
-        slope, offset = -below.output_slope, -(below.target_slope * self.x + below.offset)
-        line = OutputQuadratic(torch.zeros_like(output.lower), slope, offset)
-        if isinstance(self.likelihood, Bernoulli):
-            return _sink(line, softplus_curvature(output), output)
-        if isinstance(self.likelihood, Gaussian):  # its log-density is quadratic itself
-            return _sink(line, torch.exp(-2 * self.likelihood.log_scale).expand_as(output.lower) / 2, output)
-        return line
+        bounds = bounds_of(self.likelihood)
+        below = initial_alpha(bounds.linear_below(output, Interval(self.x, self.x)))
+        line = LinearFunction(-below.output_slope, -(below.target_slope * self.x + below.offset))
+        curvature = torch.zeros_like(output.lower)
+        if type(bounds) is BernoulliBounds:
+            curvature = softplus_curvature(output)
+        elif type(bounds) is GaussianBounds:  # whose log-density is quadratic itself
+            curvature = torch.exp(-2 * bounds.likelihood.log_scale).expand_as(curvature) / 2
+        return OutputQuadratic.below_chord(line, curvature, output)
 
     def of(self, example: Tensor) -> Self:
         return type(self)(self.x[example], self.likelihood)
@@ -121,11 +129,3 @@ def softplus_curvature(box: Interval) -> Tensor:
     slope = (softplus(high) - softplus(low)) / torch.where(wide, width, 1.0)
     least = torch.minimum(slope - torch.sigmoid(low), torch.sigmoid(high) - slope).clamp(min=0)
     return torch.where(wide, least / torch.where(wide, width, 1.0), 0.0)
-
-
-def _sink(line: OutputQuadratic, curvature: Tensor, output: Interval) -> OutputQuadratic:
-    """A function minus  curvature * (y - low) * (high - y),  which changes nothing at both ends."""
-    low, high = output
-    return OutputQuadratic(
-        line.curvature + curvature, line.slope - curvature * (low + high), line.offset + curvature * low * high
-    )

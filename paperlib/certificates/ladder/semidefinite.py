@@ -75,8 +75,7 @@ def moment_problem(relaxed: RelaxedDecoder, cost: OutputCost) -> MomentProblem:
             continue
         if type(layer.layer) is not nn.ReLU:
             raise UnsupportedLayerError(
-                f"semidefinite bounds are for affine layers and ReLUs, not for {type(layer.layer).__name__} at "
-                f"{layer.place!r}: use another bound"
+                f"semidefinite bounds are for affine layers and ReLUs, not for {layer.place}: use another bound"
             )
         low, high = (array(end) for end in layer.box)
         before, rows = rows, (low >= 0)[:, None] * rows
@@ -119,8 +118,8 @@ def affine_rows(layer: RelaxedLayer, relaxation: Affine, rows: Array) -> Array:
 
 
 def array(values: Tensor) -> Array:
-    """The numbers of a tensor in flat order, as a copy of float64."""
-    return np.array(values.detach().cpu().flatten(), dtype=float)
+    """The numbers of a tensor in flat order, in float64."""
+    return values.detach().double().cpu().flatten().numpy()
 
 
 def _bends(layer: RelaxedLayer) -> NDArray[np.bool_]:
