@@ -10,3 +10,4 @@ from paperlib.certificates import (  # noqa: F401
     gaussian_heads,
     ibp,
 )
+from paperlib.certificates.ladder import beta_crown  # noqa: F401
