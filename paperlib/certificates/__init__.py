@@ -10,4 +10,4 @@ from paperlib.certificates import (  # noqa: F401
     gaussian_heads,
     ibp,
 )
-from paperlib.certificates.ladder import dual_network, lagrangian, zonotope  # noqa: F401
+from paperlib.certificates.ladder import beta_crown, dual_network, lagrangian, zonotope  # noqa: F401
