@@ -12,6 +12,7 @@ from paperlib.bounds.smooth import SmoothCurve, smooth
 from paperlib.certificates.api import certificate, elbo_bounds
 from paperlib.certificates.auto import Auto
 from paperlib.certificates.branch_and_bound import BranchAndBound
+from paperlib.certificates.certified_likelihood import certify_likelihood
 from paperlib.certificates.crown import Crown, CrownIBP
 from paperlib.certificates.evaluation import certify
 from paperlib.certificates.expected import certify_expected
@@ -19,6 +20,7 @@ from paperlib.certificates.ibp import IBP
 from paperlib.certificates.likelihood_bounds import LikelihoodBounds, likelihood_bounds
 from paperlib.certificates.log_weights import iwae_bounds
 from paperlib.certificates.method import METHODS, Method
+from paperlib.certificates.proposals import EncoderProposal, FittedProposal
 from paperlib.data.arrays import Dataset
 from paperlib.data.datasets import load_dataset
 from paperlib.models.elbo import elbo
@@ -58,6 +60,8 @@ __all__ = [
     "Crown",
     "CrownIBP",
     "Dataset",
+    "EncoderProposal",
+    "FittedProposal",
     "Gaussian",
     "GaussianHeads",
     "Interval",
@@ -82,6 +86,7 @@ __all__ = [
     "certificate",
     "certify",
     "certify_expected",
+    "certify_likelihood",
     "check_rules",
     "civet_error",
     "concave",

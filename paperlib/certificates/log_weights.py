@@ -2,8 +2,9 @@
 
     log w(x')  =  log p(target | z) - |z|^2 / 2 + |noise|^2 / 2 + sum(log_var) / 2
 
-with z = mean + exp(log_var / 2) * noise. In the place of the ELBO's -KL stands log p(z) - log q(z|x'). It is linear in log_var and concave in the latents, whose
-chord bounds it from below and whose tangent from above: the rest of the backward substitution is that of the ELBO.
+with z = mean + exp(log_var / 2) * noise. In the place of the ELBO's -KL stands log p(z) - log q(z|x'). It is linear in
+log_var and concave in the latents, whose chord bounds it from below and whose tangent from above: the rest of the
+backward substitution is that of the ELBO.
 
 log-mean-exp is convex. So for all weights p that sum to 1, and with equality where p is the softmax of log w,
 
