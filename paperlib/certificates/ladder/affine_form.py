@@ -15,7 +15,7 @@ from torch import Tensor
 
 from paperlib.bounds.box import Interval
 from paperlib.bounds.interval import outward
-from paperlib.certificates.ladder.symbols import Changes, Errors, Sums, Term
+from paperlib.certificates.ladder.symbols import Changes, Errors, Sums, Symbols, Term
 from paperlib.threats.perturbation import BoxRegion, ChangeRegion, Region
 
 
@@ -31,15 +31,15 @@ class AffineForm:
     def of_region(cls, region: Region) -> "AffineForm":
         """The inputs of a region, [batch, *data_shape]: a symbol for each feature, or those of `Region.zonotope`."""
         lower, upper = region.box
-        each, nothing = identity(lower), torch.zeros_like(lower)
+        nothing = torch.zeros_like(lower)
         if isinstance(region, BoxRegion):
             center = region.box.center
             radius = torch.maximum(upper - center, center - lower)  # the center is rounded
-            return cls(center, (Term(Errors(radius.flatten(1)), each),), nothing)
-        zonotope = region.zonotope(each.expand(-1, *lower.shape))
+            return cls(center, (_each_unit(Errors(radius.flatten(1)), center),), nothing)
+        zonotope = region.zonotope(_identity(lower).expand(-1, *lower.shape))
         if zonotope is None:
             assert isinstance(region, ChangeRegion)
-            return cls(region.x, (Term(Changes(region), each),), nothing)
+            return cls(region.x, (_each_unit(Changes(region), lower),), nothing)
         center, generators = zonotope[0].T.reshape(lower.shape), zonotope[1]  # generators: [inputs, batch, symbols]
         coefficients = generators.permute(2, 1, 0).unflatten(2, lower.shape[1:])
         return cls(center, (Term(Errors(torch.ones_like(generators[0])), coefficients),), nothing)
@@ -69,14 +69,14 @@ class AffineForm:
 
         What follows a narrow layer is linear in few symbols then.
         """
-        return replace(self, terms=(Term(Sums(self.terms), identity(self.center)),))
+        return replace(self, terms=(_each_unit(Sums(self.terms), self.center),))
 
     def share_errors(self) -> "AffineForm":
         """The same quantities, whose independent errors are new symbols: what follows shares them."""
-        used = self.error.detach().flatten(1).any(0)  # by any example
-        if not used.any():
+        (used,) = self.error.detach().flatten(1).any(0).nonzero(as_tuple=True)  # by any example
+        if not len(used):
             return self
-        new = Term(Errors(self.error.flatten(1)[:, used]), identity(self.center)[used])
+        new = Term(Errors(self.error.flatten(1)[:, used]), _identity(self.center)[used], units=used)
         return AffineForm(self.center, (*self.terms, new), torch.zeros_like(self.error))
 
     def halves(self) -> tuple["AffineForm", "AffineForm"]:
@@ -88,8 +88,9 @@ class AffineForm:
 
     def scaled(self, factor: Tensor) -> "AffineForm":
         """Each quantity times its factor, [batch, *shape]."""
-        terms = tuple(replace(term, coefficients=term.coefficients * factor) for term in self.terms)
-        return AffineForm(self.center * factor, terms, self.error * factor.abs())
+        return AffineForm(
+            self.center * factor, tuple(term.times(factor) for term in self.terms), self.error * factor.abs()
+        )
 
     def dot(self, weights: Tensor) -> "AffineForm":
         """weights . quantities  for weights [batch, *shape]: a form of the shape [batch]."""
@@ -104,7 +105,7 @@ class AffineForm:
 
 def total(forms: Sequence[AffineForm]) -> AffineForm:
     """The sum of forms of one shape, in which the coefficients of the same symbols add up."""
-    coefficients = {}
+    coefficients: dict[Symbols, Tensor] = {}
     for term in (term for form in forms for term in form.terms):
         before = coefficients.get(term.symbols)
         coefficients[term.symbols] = term.coefficients if before is None else before + term.coefficients
@@ -113,12 +114,17 @@ def total(forms: Sequence[AffineForm]) -> AffineForm:
     return AffineForm(center, terms, error)
 
 
-def identity(values: Tensor) -> Tensor:
-    """The coefficients of symbols that are the units themselves, for values [batch, *shape]: [units, 1, *shape]."""
+def _identity(values: Tensor) -> Tensor:
+    """The coefficients of symbols that are the units of values [batch, *shape]: [units, 1, *shape]."""
     shape = values.shape[1:]
     units = math.prod(shape)
     return torch.eye(units, dtype=values.dtype, device=values.device).view(units, 1, *shape)
 
 
+def _each_unit(symbols: Symbols, values: Tensor) -> Term:
+    """The units of values [batch, *shape] as the symbols themselves."""
+    return Term(symbols, _identity(values), units=torch.arange(values[0].numel(), device=values.device))
+
+
 def _halves(term: Term) -> tuple[Term, ...]:
-    return tuple(replace(term, coefficients=part) for part in term.coefficients.chunk(2, -1))
+    return tuple(Term(term.symbols, part) for part in term.coefficients.chunk(2, -1))

@@ -50,10 +50,21 @@ class Symbols(ABC):
 
 @dataclass(frozen=True)
 class Term:
-    """coefficients . symbols"""
+    """coefficients . symbols,  with coefficients  rows * factor."""
 
     symbols: Symbols
-    coefficients: Tensor  # [symbols, batch or 1, *shape]
+    rows: Tensor  # [symbols, batch or 1, *shape]; 1: all examples have the same
+    factor: Tensor | None = None  # [batch, *shape]; None: 1. Apart, as the product of both is large
+    units: Tensor | None = None  # where each symbol is one unit alone: its place in flat order, [symbols]
+
+    @property
+    def coefficients(self) -> Tensor:
+        """[symbols, batch or 1, *shape]"""
+        return self.rows if self.factor is None else self.rows * self.factor
+
+    def times(self, factor: Tensor) -> "Term":
+        """With the coefficients times a factor, [batch, *shape]."""
+        return Term(self.symbols, self.rows, factor if self.factor is None else self.factor * factor)
 
 
 @dataclass(frozen=True, eq=False)

@@ -103,10 +103,10 @@ class HybridZonotope(DeepZ):
     Never looser than `IBP`. Differentiable in the parameters. Real arithmetic only. Regions as for `DeepZ`.
 
     Args:
-        relu: the rule for ReLU layers, see `hybrid_relu`; other layers have DeepZ's.
+        relu: the rule for ReLU layers, see `relu_lines`; other layers have DeepZ's.
     """
 
-    relu: ReluRule = "smooth"
+    relu: ReluRule = "parallel"
 
     @property
     def transformers(self) -> Transformers:

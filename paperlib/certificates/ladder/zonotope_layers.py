@@ -10,7 +10,7 @@ becomes of it is what zonotopes differ in:
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -25,7 +25,7 @@ from paperlib.bounds.rules import apply_rule, named_layers
 from paperlib.certificates.ladder.affine_form import AffineForm
 from paperlib.certificates.ladder.symbols import Term
 
-ReluRule = Literal["box", "switch", "smooth"]
+ReluRule = Literal["parallel", "box", "switch", "smooth"]
 
 
 @dataclass(frozen=True)
@@ -34,12 +34,11 @@ class Transformers:
 
     Args:
         shared: whether new errors are shared by later units.
-        relu: the rule for ReLU layers, see `hybrid_relu`. None, as for all other nonlinear layers: both lines have the
-            slope of the line above.
+        relu: the rule for ReLU layers, see `relu_lines`; other layers have the two lines of `parallel`.
     """
 
     shared: bool
-    relu: ReluRule | None = None
+    relu: ReluRule = "parallel"
 
     def propagate(
         self, module: nn.Module, form: AffineForm, name: str = "", boxes: Sequence[Interval] | None = None
@@ -70,14 +69,14 @@ class Transformers:
         return form, [*tighter, form.box if boxes is None else form.box.intersect(boxes[len(layers)])]
 
     def _parallel(self, place: str, layer: nn.Module, box: Interval) -> ParallelRelaxation:
-        if self.relu is not None and type(layer) is nn.ReLU:
-            return hybrid_relu(self.relu, box)
+        if self.relu != "parallel" and type(layer) is nn.ReLU:
+            return relu_lines(self.relu, box)
         return parallel(apply_rule(relaxation_rule, place, layer, box), box)
 
     def _affine(self, place: str, layer: nn.Module, relaxation: Affine, form: AffineForm) -> AffineForm:
         if self.shared:
             form = form.share_errors()
-        terms = tuple(replace(term, coefficients=_image(layer, relaxation, term.coefficients)) for term in form.terms)
+        terms = tuple(Term(term.symbols, _image(layer, relaxation, term)) for term in form.terms)
         center = layer(form.center)
         if self.shared:
             return AffineForm(center, terms, torch.zeros_like(center))
@@ -85,23 +84,24 @@ class Transformers:
         return AffineForm(center, terms, errors.radius)
 
 
-def hybrid_relu(rule: ReluRule, box: Interval) -> ParallelRelaxation:
-    """The ReLU of DiffAI's hybrid zonotope (Mirman et al. 2018) over a box [l, u], elementwise.
+def relu_lines(rule: ReluRule, box: Interval) -> ParallelRelaxation:
+    """Two parallel lines around ReLU over a box [l, u], elementwise, by DiffAI's rules (Mirman et al. 2018).
 
     Where l < 0 < u:
 
-    - "box": [0, u] alone; the symbols are dropped;
-    - "switch": the box where u < -l, else relu(v) in v + [0, -l], which keeps all symbols;
-    - "smooth": both of these, with the shares -l / (u - l) and u / (u - l). So the slope is that of DeepZ, and the
-      error twice as large as it need be for that slope.
+    - "box": 0 and u, so that the symbols are dropped;
+    - "switch": those where u < -l, else v and v - l, which keep all symbols;
+    - "smooth": a mixture of both pairs, of the shares -l / (u - l) and u / (u - l);
+    - "parallel", which is not DiffAI's: slope and error of DeepZ. "smooth" has this slope with twice this error.
 
-    Only the box's rule never leaves [0, u]: with the others a form may be looser than intervals.
+    Only the lines of "box" never leave [0, u]: with the others a form may be looser than intervals.
     """
     low, high = box
     active, crossing = low >= 0, (low < 0) & (high > 0)
-    if rule == "smooth":
+    if rule in ("parallel", "smooth"):
         slope, distance = relu_chord(box)
-        return ParallelRelaxation(slope, distance, distance)
+        error = distance / 2 if rule == "parallel" else distance
+        return ParallelRelaxation(slope, error, error)
     keeps = crossing & (high >= -low) if rule == "switch" else torch.zeros_like(crossing)
     error = torch.where(keeps, -low, high).where(crossing, torch.zeros_like(low)) / 2
     return ParallelRelaxation((active | keeps).to(low), error, error)
@@ -109,17 +109,24 @@ def hybrid_relu(rule: ReluRule, box: Interval) -> ParallelRelaxation:
 
 def _nonlinear(relaxation: ParallelRelaxation, form: AffineForm) -> AffineForm:
     def times_slope(term: Term) -> Term:
-        coefficients = term.coefficients.expand(-1, *form.center.shape)
-        return replace(term, coefficients=relaxation.slope_times(coefficients))
+        if relaxation.selection is None:
+            return term.times(relaxation.slope)
+        return Term(term.symbols, relaxation.slope_times(term.coefficients.expand(-1, *form.center.shape)))
 
     center = relaxation.slope_times(form.center) + relaxation.middle
     error = relaxation.spread(form.error) + relaxation.radius
     return AffineForm(center, tuple(times_slope(term) for term in form.terms), error)
 
 
-def _image(layer: nn.Module, relaxation: Affine, coefficients: Tensor) -> Tensor:
+def _image(layer: nn.Module, relaxation: Affine, term: Term) -> Tensor:
     """The coefficients of a layer's output, [symbols, batch or 1, *out_shape], from those of its input."""
-    if isinstance(layer, nn.Linear):
-        return coefficients @ layer.weight.T
-    image = layer(coefficients.flatten(0, 1)) - relaxation.offset
-    return image.unflatten(0, coefficients.shape[:2])
+    if isinstance(layer, nn.Linear) and term.rows.ndim == 3:
+        if term.units is not None:
+            return layer.weight.T[term.units].unsqueeze(1)
+        if term.factor is not None and term.rows.shape[1] == 1 and len(layer.weight) < len(term.rows):
+            # by way of the layer's few outputs, rather than of many coefficients for each example
+            outputs = (layer.weight * term.factor.unsqueeze(1)) @ term.rows[:, 0].T
+            return outputs.permute(2, 0, 1)
+        return term.coefficients @ layer.weight.T
+    image = layer(term.coefficients.flatten(0, 1)) - relaxation.offset
+    return image.unflatten(0, term.coefficients.shape[:2])
