@@ -116,14 +116,13 @@ def dual_network(relaxed: RelaxedVAE) -> RelaxedVAE:
     def box_by(compose: Callable[[Tensor, Tensor, Tensor], DualFunctions]) -> Bound:
         return lambda layers, box: box.intersect(_unit_box(layers, box, compose, region))
 
-    encoder = over_boxes(relaxed.encoder, box_by(of_input), first_is_tight=True)
-    posterior = of_input(*_backward_pass(encoder, _identity(bounds.encoder[-1].lower)))
-    mean, log_var = posterior.box(region).intersect(bounds.encoder[-1]).chunk(2, 1)
+    encoder, posterior = over_boxes(relaxed.encoder, bounds.encoder[-1], box_by(of_input), first_is_tight=True)
+    mean, log_var = posterior.chunk(2, 1)
     scale = posterior_bounds.scale_relaxation(log_var)  # of one slope, too
-    latents = _latents(posterior, noise, parallel(scale, log_var))
-    box = box_by(latents.compose)
-    decoder = over_boxes(relaxed.decoder, box, first_is_tight=False)
-    return over(relaxed, encoder, (mean, log_var), scale, decoder, box(decoder, bounds.output))
+    functions = of_input(*_backward_pass(encoder, _identity(posterior.lower)))
+    latents = _latents(functions, noise, parallel(scale, log_var))
+    decoder, output = over_boxes(relaxed.decoder, bounds.output, box_by(latents.compose), first_is_tight=False)
+    return over(relaxed, encoder, (mean, log_var), scale, decoder, output)
 
 
 def over(
@@ -153,10 +152,13 @@ def _latents(posterior: DualFunctions, noise: Tensor, scale: ParallelRelaxation)
     return posterior.compose(coefficients, (noise * scale.middle).T, errors)
 
 
-def over_boxes(layers: Sequence[RelaxedLayer], bound: Bound, first_is_tight: bool) -> tuple[RelaxedLayer, ...]:
-    """The layers with two lines of one slope, over tighter boxes of the activations' inputs.
+def over_boxes(
+    layers: Sequence[RelaxedLayer], output: Interval, bound: Bound, first_is_tight: bool
+) -> tuple[tuple[RelaxedLayer, ...], Interval]:
+    """The layers with two lines of one slope, over tighter boxes of the activations' inputs, and that of the output.
 
     Args:
+        output: the box of the last layer's output so far.
         bound: tightens the box of what the layers before put out.
         first_is_tight: whether the box of the first activation is as tight as it can be.
     """
@@ -171,7 +173,7 @@ def over_boxes(layers: Sequence[RelaxedLayer], bound: Bound, first_is_tight: boo
             relaxed.append(of_one_slope(RelaxedLayer.of(old.place, old.layer, box, None)))
             tight = False
         box = apply_rule(interval_rule, old.place, old.layer, box)
-    return tuple(relaxed)
+    return tuple(relaxed), bound(relaxed, box.intersect(output))
 
 
 def of_one_slope(layer: RelaxedLayer) -> RelaxedLayer:

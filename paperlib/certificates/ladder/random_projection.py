@@ -36,6 +36,7 @@ from paperlib.models.elbo import Target
 from paperlib.models.vae import VAE
 from paperlib.runtime.inference import outside_inference_mode
 from paperlib.threats.balls import LinfBall
+from paperlib.threats.perturbation import PerturbationSet
 
 
 @dataclass(frozen=True)
@@ -56,23 +57,23 @@ BISECTIONS = 60  # from 1 / 2: the chance below is met to the last digit
 def random_projection_bound(
     vae: VAE,
     x: Tensor,
-    ball: LinfBall,
+    ball: PerturbationSet,
     noise: Tensor,
-    target: Target = "perturbed",
-    *,
     projections: int = 1001,
     confidence: float = 0.999,
     generator: torch.Generator | None = None,
+    target: Target = "perturbed",
 ) -> ProbableBound:
     """The bound of `DualNetwork` over boxes that hold, all of one x together, with probability `confidence`.
 
     Never looser than intervals; in real arithmetic; without a gradient.
 
     Args:
+        ball: a `LinfBall`, whose dual norm is the l1 norm.
         projections: random vectors for each layer, an odd number; in memory each is one more image.
         confidence: above 0 and below 1, for each x by itself.
 
-    Raises ValueError for projections or a confidence of other values, and as `elbo_bounds`.
+    Raises ValueError for another set, projections or a confidence of other values, and as `elbo_bounds`.
     """
     if not 0 < confidence < 1:
         raise ValueError(f"confidence must be above 0 and below 1, got {confidence}")
@@ -86,12 +87,11 @@ def random_projection_bound(
 def random_projection_estimate(
     vae: VAE,
     x: Tensor,
-    ball: LinfBall,
+    ball: PerturbationSet,
     noise: Tensor,
-    target: Target = "perturbed",
-    *,
     projections: int = 51,
     generator: torch.Generator | None = None,
+    target: Target = "perturbed",
 ) -> Tensor:
     """An estimate of the bound of `DualNetwork`, [batch], nats, and no bound: every radius is the plain median of Wong
     et al., which is too small for about half of the units. Arguments and errors as of `random_projection_bound`.
@@ -115,14 +115,16 @@ def inflation(projections: int, chance: float) -> float:
     return 1 / math.tan(math.pi / 2 * low) if low > 0 else math.inf
 
 
-def _problem(vae: VAE, x: Tensor, ball: LinfBall, noise: Tensor, target: Target, projections: int) -> Problem:
+def _problem(vae: VAE, x: Tensor, ball: PerturbationSet, noise: Tensor, target: Target, projections: int) -> Problem:
+    if not isinstance(ball, LinfBall):
+        raise ValueError(f"random projections are for a LinfBall, whose dual norm is the l1 norm, got {ball}")
     if projections < 1 or projections % 2 == 0:
         raise ValueError(f"projections must be an odd number of at least 1, which has a median, got {projections}")
     return Problem.checked(vae, x, ball, noise, target, sound=False)
 
 
 def _bounded_units(problem: Problem) -> int:
-    """The number of units whose boxes are projected, for one x."""
+    """The number of units whose boxes are projected, for one x, and the encoder's first activation."""
     bounds = problem.bounds
     relaxed = RelaxedVAE.of(problem.vae, bounds, problem.noise)
     activations = [layer.box for layer in (*relaxed.encoder, *relaxed.decoder) if not _is_affine(layer)]
@@ -175,8 +177,8 @@ class _Projector:
         def of_encoder(layers: Sequence[RelaxedLayer], box: Interval) -> Interval:
             return self._box(self._input(relaxed).through(layers, self), box)
 
-        encoder = over_boxes(relaxed.encoder, of_encoder, first_is_tight=True)
-        mean, log_var = of_encoder(encoder, bounds.encoder[-1]).chunk(2, 1)
+        encoder, posterior_box = over_boxes(relaxed.encoder, bounds.encoder[-1], of_encoder, first_is_tight=True)
+        mean, log_var = posterior_box.chunk(2, 1)
         scale = posterior_bounds.scale_relaxation(log_var)
         lines = parallel(scale, log_var)
 
@@ -184,8 +186,8 @@ class _Projector:
             posterior = self._input(relaxed).through(encoder, self)
             return self._box(self._latents(posterior, noise, lines).through(layers, self), box)
 
-        decoder = over_boxes(relaxed.decoder, of_decoder, first_is_tight=False)
-        return over(relaxed, encoder, (mean, log_var), scale, decoder, of_decoder(decoder, bounds.output))
+        decoder, output = over_boxes(relaxed.decoder, bounds.output, of_decoder, first_is_tight=False)
+        return over(relaxed, encoder, (mean, log_var), scale, decoder, output)
 
     def _input(self, relaxed: RelaxedVAE) -> _Products:
         box = relaxed.bounds.input
@@ -201,9 +203,8 @@ class _Projector:
 
     def draw(self, radius: Tensor) -> Tensor:
         """Independent Cauchy variables of these scales, [k, batch, *shape]."""
-        return (
-            torch.empty_like(radius.expand(self.projections, *radius.shape)).cauchy_(generator=self.generator) * radius
-        )
+        standard = torch.empty(self.projections, *radius.shape, dtype=radius.dtype, device=radius.device)
+        return standard.cauchy_(generator=self.generator) * radius
 
     def _box(self, products: _Products, interval: Interval) -> Interval:
         """The box of units whose interval bounds are given, too."""
