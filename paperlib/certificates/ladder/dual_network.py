@@ -12,13 +12,14 @@ functions of the latents.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from paperlib.bounds.box import Interval
 from paperlib.bounds.interval import interval_rule, outward
-from paperlib.bounds.linear import LinearFunction, LinearRelaxation, parallel
+from paperlib.bounds.linear import LinearFunction, LinearRelaxation, ParallelRelaxation, parallel
 from paperlib.bounds.relaxation import Affine
 from paperlib.bounds.rules import apply_rule
 from paperlib.certificates import posterior_bounds
@@ -93,9 +94,7 @@ class DualFunctions:
 
         inputs = None if self.inputs is None else product(self.inputs)
         shared = product(self.errors)
-        return DualFunctions(
-            center + product(self.center.unsqueeze(2))[..., 0], torch.cat([errors, shared], 2), inputs
-        )
+        return DualFunctions(center + product(self.center.unsqueeze(2))[..., 0], torch.cat([errors, shared], 2), inputs)
 
     def box(self, region: Region) -> Interval:
         """[batch, rows]"""
@@ -106,74 +105,91 @@ class DualFunctions:
         return Interval(lower.T, upper.T)
 
 
-Compose = Callable[[Tensor, Tensor, Tensor], DualFunctions]  # as `DualFunctions.compose`
+Bound = Callable[[Sequence[RelaxedLayer], Interval], Interval]  # (layers, box) -> of what they put out, within the box
 
 
 def dual_network(relaxed: RelaxedVAE) -> RelaxedVAE:
     """The same VAE with two lines of one slope for each layer, over boxes from the dual network."""
-    bounds, noise = relaxed.bounds, relaxed.noise
-    region = bounds.region
+    bounds, noise, region = relaxed.bounds, relaxed.noise, relaxed.bounds.region
+    of_input = partial(DualFunctions.of_input, region)
 
-    def of_input(coefficients: Tensor, center: Tensor, errors: Tensor) -> DualFunctions:
-        return DualFunctions.of_input(region, coefficients, center, errors)
+    def box_by(compose: Callable[[Tensor, Tensor, Tensor], DualFunctions]) -> Bound:
+        return lambda layers, box: box.intersect(_unit_box(layers, box, compose, region))
 
-    encoder = _over_dual_boxes(relaxed.encoder, of_input, region, first_is_tight=True)
-    posterior = of_input(*_backward_pass(encoder, _identity(bounds.encoder[-1].lower)))
-    mean, log_var = posterior.box(region).intersect(bounds.encoder[-1]).chunk(2, 1)
+    encoder, posterior = over_boxes(relaxed.encoder, bounds.encoder[-1], box_by(of_input), first_is_tight=True)
+    mean, log_var = posterior.chunk(2, 1)
     scale = posterior_bounds.scale_relaxation(log_var)  # of one slope, too
-    latents = _latents(posterior, noise, scale, log_var)
-    decoder = _over_dual_boxes(relaxed.decoder, latents.compose, region, first_is_tight=False)
-    output = bounds.output.intersect(_unit_box(decoder, bounds.output, latents.compose, region))
-    boxes = [*(layer.box for layer in decoder), output]
-    boxes[0] = boxes[0].intersect(posterior_bounds.reparametrize_bounds(mean, log_var, noise))
-    refined = replace(bounds, mean=mean, log_var=log_var, decoder=boxes)
-    return replace(relaxed, bounds=refined, encoder=encoder, decoder=decoder, scale=scale)
+    functions = of_input(*_backward_pass(encoder, _identity(posterior.lower)))
+    latents = _latents(functions, noise, parallel(scale, log_var))
+    decoder, output = over_boxes(relaxed.decoder, bounds.output, box_by(latents.compose), first_is_tight=False)
+    return over(relaxed, encoder, (mean, log_var), scale, decoder, output)
 
 
-def _latents(posterior: DualFunctions, noise: Tensor, scale: LinearRelaxation, log_var: Interval) -> DualFunctions:
+def over(
+    relaxed: RelaxedVAE,
+    encoder: tuple[RelaxedLayer, ...],
+    posterior: tuple[Interval, Interval],
+    scale: LinearRelaxation,
+    decoder: tuple[RelaxedLayer, ...],
+    output: Interval,
+) -> RelaxedVAE:
+    """The same VAE over tighter boxes of its layers, of mean and log_var, and of the output."""
+    mean, log_var = posterior
+    latent = decoder[0].box.intersect(posterior_bounds.reparametrize_bounds(mean, log_var, relaxed.noise))
+    boxes = [latent, *(layer.box for layer in decoder[1:]), output]
+    bounds = replace(relaxed.bounds, mean=mean, log_var=log_var, decoder=boxes)
+    return replace(relaxed, bounds=bounds, encoder=encoder, decoder=decoder, scale=scale)
+
+
+def _latents(posterior: DualFunctions, noise: Tensor, scale: ParallelRelaxation) -> DualFunctions:
     """mean + noise * exp(log_var / 2)  from the functions of mean and log_var."""
-    one_slope = parallel(scale, log_var)
-    slope = (noise * one_slope.slope).T
+    slope = (noise * scale.slope).T
     identity = torch.eye(len(slope), dtype=slope.dtype, device=slope.device)
     coefficients = torch.cat(
         [identity.unsqueeze(1).expand(-1, slope.shape[1], -1), torch.diag_embed(slope.T).transpose(0, 1)], 2
     )
-    errors = torch.diag_embed(noise * one_slope.radius).transpose(0, 1)
-    return posterior.compose(coefficients, (noise * one_slope.middle).T, errors)
+    errors = torch.diag_embed(noise * scale.radius).transpose(0, 1)
+    return posterior.compose(coefficients, (noise * scale.middle).T, errors)
 
 
-def _over_dual_boxes(
-    layers: Sequence[RelaxedLayer], compose: Compose, region: Region, first_is_tight: bool
-) -> tuple[RelaxedLayer, ...]:
-    """The layers with two lines of one slope over boxes from the dual network.
+def over_boxes(
+    layers: Sequence[RelaxedLayer], output: Interval, bound: Bound, first_is_tight: bool
+) -> tuple[tuple[RelaxedLayer, ...], Interval]:
+    """The layers with two lines of one slope, over tighter boxes of the activations' inputs, and that of the output.
 
     Args:
-        compose: what functions of the first layer's inputs are as functions of the region's.
-        first_is_tight: whether the box of the first activation need not be computed again.
+        output: the box of the last layer's output so far.
+        bound: tightens the box of what the layers before put out.
+        first_is_tight: whether the box of the first activation is as tight as it can be.
     """
     relaxed: list[RelaxedLayer] = []
     box, tight = layers[0].box, first_is_tight
     for old in layers:
         box = box.intersect(old.box)
         if isinstance(old.relaxation, Affine):
-            layer = old
+            relaxed.append(replace(old, box=box))
         else:
-            box = box if tight else box.intersect(_unit_box(relaxed, box, compose, region))
-            layer = _of_one_slope(RelaxedLayer.of(old.place, old.layer, box, None))
+            box = box if tight else bound(relaxed, box)
+            relaxed.append(of_one_slope(RelaxedLayer.of(old.place, old.layer, box, None)))
             tight = False
-        relaxed.append(replace(layer, box=box))
-        box = apply_rule(interval_rule, layer.place, layer.layer, box)
-    return tuple(relaxed)
+        box = apply_rule(interval_rule, old.place, old.layer, box)
+    return tuple(relaxed), bound(relaxed, box.intersect(output))
 
 
-def _of_one_slope(layer: RelaxedLayer) -> RelaxedLayer:
+def of_one_slope(layer: RelaxedLayer) -> RelaxedLayer:
+    """The layer, not an affine one, with two parallel lines below and above it: of slope u / (u - l) for ReLU."""
     assert isinstance(layer.relaxation, LinearRelaxation)
     lines = parallel(layer.relaxation, layer.box)
     lower, upper = (LinearFunction(lines.slope, lines.middle + sign * lines.radius) for sign in (-1, 1))
     return replace(layer, relaxation=LinearRelaxation(lower, upper, selection=lines.selection))
 
 
-def _unit_box(layers: Sequence[RelaxedLayer], like: Interval, compose: Compose, region: Region) -> Interval:
+def _unit_box(
+    layers: Sequence[RelaxedLayer],
+    like: Interval,
+    compose: Callable[[Tensor, Tensor, Tensor], DualFunctions],
+    region: Region,
+) -> Interval:
     """The box of each unit that the layers put out, of the shape of `like`, by a pass for each."""
     boxes = [compose(*_backward_pass(layers, rows)).box(region) for rows in _identity(like.lower).split(ROWS)]
     lower, upper = (torch.cat(ends, 1).view_as(like.lower) for ends in zip(*boxes, strict=True))

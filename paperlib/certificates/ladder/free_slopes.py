@@ -46,7 +46,7 @@ def free_lines(
     outer = torch.amin if side < 0 else torch.amax
 
     def at(alpha: Tensor) -> LinearFunction:
-        slope = torch.lerp(*slopes, alpha)
+        slope = torch.lerp(slopes.lower, slopes.upper, alpha)
         points = [*box, *(point.clamp(*box) for point in turning(slope.detach()))]
         return LinearFunction(slope, outer(torch.stack([curve(point) - slope * point for point in points]), 0))
 
@@ -150,6 +150,7 @@ def free_kl_above(
 
 
 def negative_kl_of_log_var(log_var: Tensor) -> Tensor:
+    """The part of -KL that a log-variance v has:  (v + 1 - exp(v)) / 2,  elementwise, in nats."""
     return -kl_log_var_term(log_var) / 2
 
 
@@ -200,7 +201,7 @@ def _free_planes(
     outer = torch.amin if side < 0 else torch.amax
 
     def at(alpha: Tensor) -> JointLinearFunction:
-        of_output, of_target = torch.lerp(*slopes, alpha)
+        of_output, of_target = torch.lerp(slopes.lower, slopes.upper, alpha)
         points = turning(of_output.detach(), of_target.detach())
         gaps = [density(y, t) - of_output * y - of_target * t for y, t in points]
         return JointLinearFunction(of_output, of_target, outer(torch.stack(gaps), 0))
