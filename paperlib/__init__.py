@@ -20,7 +20,9 @@ from paperlib.certificates.likelihood_bounds import LikelihoodBounds, likelihood
 from paperlib.certificates.method import METHODS, Method
 from paperlib.data.arrays import Dataset
 from paperlib.data.datasets import load_dataset
+from paperlib.models.discretized_logistic import DiscretizedLogistic
 from paperlib.models.elbo import elbo
+from paperlib.models.exponential import ContinuousBernoulli, Poisson
 from paperlib.models.likelihood import Bernoulli, Gaussian, Likelihood
 from paperlib.models.vae import VAE, GaussianHeads, conv_vae, mlp_vae
 from paperlib.rivals.civet import civet_error
@@ -53,9 +55,11 @@ __all__ = [
     "Auto",
     "Bernoulli",
     "BranchAndBound",
+    "ContinuousBernoulli",
     "Crown",
     "CrownIBP",
     "Dataset",
+    "DiscretizedLogistic",
     "Gaussian",
     "GaussianHeads",
     "Interval",
@@ -70,6 +74,7 @@ __all__ = [
     "Method",
     "Objective",
     "PatchSet",
+    "Poisson",
     "Residual",
     "Rounding",
     "SmoothCurve",
