@@ -23,8 +23,10 @@ from paperlib.certificates.method import METHODS, Method
 from paperlib.certificates.proposals import EncoderProposal, FittedProposal
 from paperlib.data.arrays import Dataset
 from paperlib.data.datasets import load_dataset
+from paperlib.models.discretized_logistic import DiscretizedLogistic
 from paperlib.models.elbo import elbo
 from paperlib.models.iwae import iwae, log_weights
+from paperlib.models.exponential import ContinuousBernoulli, Poisson
 from paperlib.models.likelihood import Bernoulli, Gaussian, Likelihood
 from paperlib.models.vae import VAE, GaussianHeads, conv_vae, mlp_vae
 from paperlib.rivals.civet import civet_error
@@ -57,11 +59,13 @@ __all__ = [
     "Auto",
     "Bernoulli",
     "BranchAndBound",
+    "ContinuousBernoulli",
     "Crown",
     "CrownIBP",
     "Dataset",
     "EncoderProposal",
     "FittedProposal",
+    "DiscretizedLogistic",
     "Gaussian",
     "GaussianHeads",
     "Interval",
@@ -76,6 +80,7 @@ __all__ = [
     "Method",
     "Objective",
     "PatchSet",
+    "Poisson",
     "Residual",
     "Rounding",
     "SmoothCurve",

@@ -13,7 +13,7 @@ from paperlib.bounds.box import Interval
 from paperlib.bounds.curves import chord_below, tangent
 from paperlib.bounds.linear import JointLinearFunction, LinearFunction
 from paperlib.bounds.rounding import FUNCTION_ERRORS, Rounding
-from paperlib.certificates.likelihood_bounds import LikelihoodBounds, likelihood_bounds
+from paperlib.certificates.likelihood_bounds import LikelihoodBounds, NaturalForm, likelihood_bounds
 from paperlib.models.likelihood import Gaussian, normal_log_density, sum_per_example
 
 
@@ -31,6 +31,10 @@ class GaussianBounds(LikelihoodBounds):
 
     def mean(self, output: Interval) -> Interval:
         return output
+
+    def natural_form(self) -> NaturalForm:
+        precision = torch.exp(-2 * self.likelihood.log_scale)
+        return NaturalForm(precision, lambda v: precision * v.square() / 2, lambda v: precision * v, self.likelihood)
 
     def rounding(self, output: Interval, target: Interval) -> Rounding:
         # exp and the distance round before they are squared; the constant is rounded when it is used

@@ -4,16 +4,26 @@ import dataclasses
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import torch
 
 from paperlib.data.arrays import Norm
+from paperlib.models.discretized_logistic import DiscretizedLogistic
+from paperlib.models.exponential import ContinuousBernoulli, Poisson
 from paperlib.models.likelihood import Bernoulli, Gaussian, Likelihood
 from paperlib.models.vae import VAE, mlp_vae
 from paperlib.training.objective import full_name
+
+LIKELIHOODS: Mapping[str, Callable[[float], Likelihood]] = {
+    "bernoulli": lambda scale: Bernoulli(),
+    "gaussian": Gaussian,
+    "continuous-bernoulli": lambda scale: ContinuousBernoulli(),
+    "poisson": lambda scale: Poisson(),
+    "discretized-logistic": DiscretizedLogistic,
+}
 
 # Fields that files and digests from before do not have, with the value that those were made with.
 LATER_FIELDS: Mapping[str, Any] = {"beta": 1.0, "objective": "provae", "weight_decay": 0.0, "threat": "linf"}
@@ -47,8 +57,11 @@ class TrainConfig:
     data_shape: tuple[int, ...] = (784,)  # Shape of one example.
     hidden: tuple[int, ...] = (512,)  # Widths of the encoder's hidden layers, which the decoder mirrors.
     latent_dim: int = 20  # Number of latent coordinates.
-    likelihood: Literal["bernoulli", "gaussian"] = "bernoulli"  # Density of the data, given the decoder's output.
-    scale: float = 1.0  # Standard deviation of the Gaussian likelihood, in data units.
+    # Density of the data, given the decoder's output.
+    likelihood: Literal["bernoulli", "gaussian", "continuous-bernoulli", "poisson", "discretized-logistic"] = (
+        "bernoulli"
+    )
+    scale: float = 1.0  # Standard deviation of gaussian, or scale of discretized-logistic, in data units.
     target: Literal["perturbed", "clean"] = "perturbed"  # Which input the decoder must explain.
     eps: float = 0.1  # Radius of the ball, in data units (pixels in [0, 1]).
     kappa: float = 0.5  # Weight of the clean ELBO against the certificate; 1 is the plain VAE.
@@ -83,7 +96,7 @@ class TrainConfig:
             "data_shape": bool(self.data_shape) and all(side > 0 for side in self.data_shape),
             "hidden": all(width > 0 for width in self.hidden),
             "latent_dim": self.latent_dim > 0,
-            "likelihood": self.likelihood in ("bernoulli", "gaussian"),
+            "likelihood": self.likelihood in LIKELIHOODS,
             "scale": 0 < self.scale < math.inf,
             "target": self.target in ("perturbed", "clean"),
             "eps": 0 <= self.eps < math.inf,
@@ -140,7 +153,7 @@ class TrainConfig:
         try:
             with torch.random.fork_rng(devices=[]), torch.device("cpu"):
                 torch.manual_seed(self.seed)
-                likelihood: Likelihood = Bernoulli() if self.likelihood == "bernoulli" else Gaussian(self.scale)
+                likelihood = LIKELIHOODS[self.likelihood](self.scale)
                 return mlp_vae(self.data_shape, self.hidden, self.latent_dim, likelihood)
         finally:
             torch.set_default_dtype(default)
