@@ -25,8 +25,8 @@ from paperlib.data.arrays import Dataset
 from paperlib.data.datasets import load_dataset
 from paperlib.models.discretized_logistic import DiscretizedLogistic
 from paperlib.models.elbo import elbo
-from paperlib.models.iwae import iwae, log_weights
 from paperlib.models.exponential import ContinuousBernoulli, Poisson
+from paperlib.models.iwae import iwae, log_weights
 from paperlib.models.likelihood import Bernoulli, Gaussian, Likelihood
 from paperlib.models.vae import VAE, GaussianHeads, conv_vae, mlp_vae
 from paperlib.rivals.civet import civet_error
@@ -63,9 +63,9 @@ __all__ = [
     "Crown",
     "CrownIBP",
     "Dataset",
+    "DiscretizedLogistic",
     "EncoderProposal",
     "FittedProposal",
-    "DiscretizedLogistic",
     "Gaussian",
     "GaussianHeads",
     "Interval",

@@ -1,5 +1,7 @@
 """What notebook 10 says of its rows in words, each statement beside its condition; see `paperlib.paper.claims`."""
 
+from itertools import pairwise
+
 import pandas as pd
 
 LADDER = ("intervals", "CROWN-IBP", "CROWN", "alpha-CROWN")  # each is tighter than the one before, and costs more
@@ -74,7 +76,7 @@ def training(rows: pd.DataFrame) -> dict[str, bool]:
 def ladder(means: pd.DataFrame, searched: pd.DataFrame, small_decoders: pd.DataFrame) -> dict[str, bool]:
     """The claim at the notebook's top."""
     gap, cost = (means.pivot_table(index="model", columns="rung", values=column) for column in ("gap", "ms"))
-    steps = list(zip(LADDER[:-1], LADDER[1:], strict=True))
+    steps = list(pairwise(LADDER))
     climbs = all((gap[higher] <= gap[lower]).all() for lower, higher in steps)
     costs = all((cost[higher] >= cost[lower]).all() for lower, higher in steps)
     return {

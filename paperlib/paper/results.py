@@ -28,7 +28,12 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def home(profile: str, dataset: str) -> Path:
-    """The folder that holds `figures/` and `notebooks/` of a run; the repository itself for full MNIST at full size."""
+    """The folder that holds `figures/` and `notebooks/` of a run; the repository itself for full MNIST at full size.
+
+    Results of the long profile lie beside those of the paper profile, which draws them again.
+    """
+    if profile == "long":
+        profile = "paper"
     return ROOT if (profile, dataset) == ("paper", "mnist") else work(profile, dataset)
 
 
@@ -83,8 +88,8 @@ class Results:
     @classmethod
     def open(cls, profile: str, dataset: str, recompute: bool) -> "Results":
         """Raises ValueError for an unknown profile. Loading needs no data: "auto" then means the published results."""
-        if profile not in ("paper", "smoke"):
-            raise ValueError(f'profile must be "paper" or "smoke", got {profile!r}')
+        if profile not in ("paper", "smoke", "long"):
+            raise ValueError(f'profile must be "paper", "smoke" or "long", got {profile!r}')
         if dataset == "auto" and profile == "smoke":
             dataset = "mnist5k"
         elif dataset == "auto" and not recompute:
@@ -178,8 +183,12 @@ class Results:
 
     @property
     def runs(self) -> Path:
-        """The folder of all training runs by the same code, which is that of a run before an interruption."""
-        return work(self.profile, self.dataset) / "runs" / _code()
+        """The folder of all training runs by the same code, which is that of a run before an interruption.
+
+        Runs of the long profile take hours and are kept whatever the code becomes: their names are configurations.
+        """
+        runs = work(self.profile, self.dataset) / "runs"
+        return runs if self.profile == "long" else runs / _code()
 
     def _is_staged(self, file: str) -> bool:
         return bool(os.environ.get("PAPERLIB_STAGING")) and (self.target / "data" / file).is_file()

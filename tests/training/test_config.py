@@ -44,6 +44,9 @@ OTHER: dict[str, Any] = {
     "objective": "civet",
     "weight_decay": 0.01,
     "threat": "l2",
+    "init": "interval",
+    "kappa_start": 0.5,
+    "averaging": 0.99,
 }
 FIELDS = [field.name for field in dataclasses.fields(TrainConfig)]
 
@@ -154,7 +157,12 @@ OUT_OF_RANGE = [
     *[(name, bad) for name in ("beta", "weight_decay") for bad in (-1e-9, math.nan, math.inf)],
     *[("objective", bad) for bad in ("magic", "", "civet delta", "civet gamma=1", "civet delta=2", "noise steps=3")],
     *[("objective", bad) for bad in ("adversarial steps=1.5", "civet delta=0.1 delta=0.2")],
+    *[("objective", bad) for bad in ("sabr share=0", "mtl-ibp share=1.1", "exp-ibp steps=0")],
+    *[("objective", f"interval-regularised {bad}") for bad in ("weight=-1", "weight=inf", "tolerance=0")],
     ("threat", "l3"),
+    ("init", "kaiming"),
+    *[("kappa_start", bad) for bad in (-0.1, 1.1, math.nan)],
+    *[("averaging", bad) for bad in (-0.1, 1.0, math.nan)],
 ]
 
 
@@ -168,7 +176,7 @@ def test_the_words_of_objectives_are_listed_by_the_error_and_by_the_help() -> No
     with pytest.raises(ValueError, match=f"; use one of {', '.join(map(repr, sorted(OBJECTIVES)))}$"):
         TrainConfig(objective="magic")
     source = inspect.getsource(TrainConfig)
-    (said,) = re.findall(r"objective: str = .*# (.*)", source)
+    (said,) = re.findall(r"((?: +#.*\n)+) +objective: str = ", source)
     assert all(word in said for word in OBJECTIVES)
 
 

@@ -82,9 +82,7 @@ def _with_splits(parts: Subproblems, units: Units, box: Interval, losses: Tensor
     lower, upper, size = (values.gather(1, unit).squeeze(1) for values in (*box, sizes))
     at_zero = units.bends[unit.squeeze(1)] * (lower < 0) * (upper > 0)
     point = (1 - at_zero) * (lower + upper) / 2
-    return replace(
-        parts, next_unit=unit.squeeze(1), next_point=point, next_scale=torch.maximum(size, sizes.mean(1))
-    )
+    return replace(parts, next_unit=unit.squeeze(1), next_point=point, next_scale=torch.maximum(size, sizes.mean(1)))
 
 
 def _losses(

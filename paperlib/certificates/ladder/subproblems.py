@@ -16,12 +16,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from paperlib.bounds.box import Interval
 from paperlib.bounds.linear import LinearRelaxation
 from paperlib.bounds.relaxation import Affine
-from paperlib.bounds.box import Interval
 from paperlib.certificates.backward import RelaxedVAE
 from paperlib.certificates.relaxed_layer import RelaxedLayer
-
 
 BENT = (nn.ReLU, nn.LeakyReLU, nn.PReLU)  # layers that are linear on both sides of 0
 
@@ -161,7 +160,9 @@ class Units:
 
 def unit_boxes(relaxed: RelaxedVAE) -> Interval:
     """The boxes of all units over which the VAE is relaxed, [count, units], in the flat order of `Units`."""
-    encoder, decoder = ([layer.box for layer in half if is_elementwise(layer)] for half in (relaxed.encoder, relaxed.decoder))
+    encoder, decoder = (
+        [layer.box for layer in half if is_elementwise(layer)] for half in (relaxed.encoder, relaxed.decoder)
+    )
     boxes = [*encoder, posterior_box(relaxed), *decoder]
     return Interval(*(flat(ends) for ends in zip(*boxes, strict=True)))
 
