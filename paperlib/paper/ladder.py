@@ -42,7 +42,7 @@ RUNGS: dict[str, Method] = {  # from the cheapest on; the random projections sta
 }
 RANDOM = "random projections"
 IMAGES = {"paper": 20, "smoke": 2}  # the first of the test set
-SMALL = {"paper": {"hidden": (64,), "latent_dim": 8}, "smoke": {"hidden": (16,), "latent_dim": 4}}
+SMALL = {"paper": (64, 8), "smoke": (16, 4)}  # hidden units and latents of the small models
 STEPS = {"paper": 2_000, "smoke": 60}  # of the small models' training
 AGAIN = 1.0  # seconds: what took less is measured once more, as a first call prepares memory
 TRAINED_ON = ("ibp", "hybrid-zonotope", "dual-network", "crown-ibp")
@@ -53,7 +53,16 @@ ATTACK = "attack"
 
 def small_models(dataset: str, profile: str) -> dict[str, TrainConfig]:
     """One small VAE for each bound that can be trained on, at equal steps, by the bound's word."""
-    base = TrainConfig(dataset=dataset, kappa=0.5, eps=EPS, batch_size=64, steps=STEPS[profile], **SMALL[profile])
+    hidden, latent_dim = SMALL[profile]
+    base = TrainConfig(
+        dataset=dataset,
+        hidden=(hidden,),
+        latent_dim=latent_dim,
+        kappa=0.5,
+        eps=EPS,
+        batch_size=64,
+        steps=STEPS[profile],
+    )
     return {bound: TrainConfig.from_dict({**base.as_dict(), "bound": bound}) for bound in TRAINED_ON}
 
 

@@ -23,6 +23,7 @@ class Axis(StrEnum):
     SLOPE = "nats per unit of $x$"
     WIDTH = "mean width (units of the layer)"
     MILLISECONDS = "time (ms, float64)"
+    SECONDS = "time an image (s, float64)"
     SCORE = "score − threshold (nats)"
     SIGNAL = "signal (units of the beat's deviation)"
     BEAT_RADIUS = "radius $\\epsilon$ (units of the beat's deviation)"

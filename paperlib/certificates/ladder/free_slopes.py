@@ -19,13 +19,13 @@ from torch import Tensor, nn
 from paperlib.bounds.box import Interval
 from paperlib.bounds.linear import AlphaRelaxation, JointLinearFunction, LinearFunction, LinearRelaxation, initial_alpha
 from paperlib.bounds.relaxation import Affine
-from paperlib.certificates.bernoulli_bounds import BernoulliBounds
+from paperlib.certificates.bernoulli_bounds import UnitBounds
 from paperlib.certificates.gaussian_bounds import GaussianBounds
 from paperlib.certificates.likelihood_bounds import bounds_of
 from paperlib.certificates.posterior_bounds import negative_kl_above, scale_relaxation
 from paperlib.certificates.relaxed_layer import RelaxedLayer
 from paperlib.models.gaussian import kl_log_var_term
-from paperlib.models.likelihood import Likelihood, bernoulli_log_density, normal_log_density
+from paperlib.models.likelihood import ExponentialFamily, Likelihood, normal_log_density
 
 Curve = Callable[[Tensor], Tensor]  # elementwise
 Points = Callable[[Tensor], Sequence[Tensor]]  # from slopes to the points where a curve may have them
@@ -177,15 +177,15 @@ def log_var_minimum(scale: Tensor, sign: float, slope: Tensor, log_var: Interval
 def free_fit(likelihood: Likelihood, output: Interval, target: Interval, sign: float, start: FitBound) -> FitBound:
     """Planes of free slopes in output and target, below log p for sign = 1 and above it for sign = -1.
 
-    Of the Gaussian, and above the Bernoulli, for which all planes below are mixtures of the two of `start`. Other
-    likelihoods keep `start`.
+    Of the Gaussian, and above the Bernoulli, binary or continuous, for which all planes below are mixtures of the two
+    of `start`. Other likelihoods keep `start`.
     """
-    kind = type(bounds_of(likelihood))
-    if kind is GaussianBounds:
+    bounds = bounds_of(likelihood)
+    if type(bounds) is GaussianBounds:
         assert isinstance(likelihood.log_scale, Tensor)
         return _gaussian_planes(likelihood.log_scale, output, target, sign, start)
-    if kind is BernoulliBounds and sign < 0:
-        return _bernoulli_planes_above(output, target, start)
+    if isinstance(bounds, UnitBounds) and sign < 0:
+        return _unit_planes_above(bounds.likelihood, output, target, start)
     return start
 
 
@@ -234,15 +234,15 @@ def _gaussian_planes(
     )
 
 
-def _bernoulli_planes_above(
-    output: Interval, target: Interval, start: FitBound
+def _unit_planes_above(
+    likelihood: ExponentialFamily, output: Interval, target: Interval, start: FitBound
 ) -> AlphaRelaxation[JointLinearFunction]:
-    sigmoid = output.map(torch.sigmoid)
-    least = torch.stack([target.lower - sigmoid.upper, output.lower])
-    most = torch.stack([target.upper - sigmoid.lower, output.upper])
+    mean = output.map(likelihood.mean_parameter)
+    least = torch.stack([target.lower - mean.upper, output.lower])
+    most = torch.stack([target.upper - mean.lower, output.upper])
 
     def edges(of_output: Tensor, of_target: Tensor) -> list[tuple[Tensor, Tensor]]:
         # linear in the target, and concave in the logit
-        return [(torch.logit((t - of_output).clamp(0, 1)).clamp(*output), t) for t in target]
+        return [(likelihood.natural_parameter((t - of_output).clamp(0, 1)).clamp(*output), t) for t in target]
 
-    return _free_planes(bernoulli_log_density, edges, Interval(least, most), start, 1)
+    return _free_planes(likelihood.log_density, edges, Interval(least, most), start, 1)

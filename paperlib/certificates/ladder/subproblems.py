@@ -48,7 +48,9 @@ class Subproblems:
         """The regions themselves, which no split has cut; nothing is bounded yet."""
         column, row = like.new_zeros(batch), like.new_zeros(batch, 0)
         example = torch.arange(batch, device=like.device)
-        return cls(example, column - torch.inf, row.long(), *[row] * 4, torch.zeros_like(example), column, column)
+        return cls(
+            example, column - torch.inf, row.long(), row, row, row, row, torch.zeros_like(example), column, column
+        )
 
     def __len__(self) -> int:
         return len(self.example)

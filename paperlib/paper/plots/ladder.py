@@ -7,7 +7,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 
-from paperlib.paper.plots.style import HOLLOW, finish, legend_above, panels
+from paperlib.paper.plots.style import COLORS, HOLLOW, finish, legend_above, panels
 from paperlib.paper.words import Axis
 
 _BLIND = sns.color_palette("colorblind")
@@ -63,4 +63,19 @@ def decoders(rows: pd.DataFrame, caption: str) -> Figure:
         axis.set_title(size)
         axis.set(yscale="log", xlabel=Axis.LATENT_RADIUS, ylabel=quantities[quantity])
     legend_above(figure, max(axes, key=lambda axis: len(axis.lines)), columns=3)
+    return finish(figure, caption)
+
+
+def branching(rows: pd.DataFrame, caption: str) -> Figure:
+    """For each model the distance between attack and beta-CROWN against time, and the barrier of all bounds that relax
+    one unit at a time.
+    """
+    figure, axes = panels(1, 2, height=2.4, sharey=True)
+    for axis, (model, part) in zip(axes, rows.groupby("model", sort=False), strict=True):
+        axis.axhline(part["barrier"].iloc[0], color="0.4", linestyle=":", label="the best of one unit at a time")
+        axis.plot(part["used"], part["gap"], color=COLORS["certified"], marker="^", label="beta-CROWN")
+        axis.set(xscale="log", xlabel=Axis.SECONDS, ylabel=Axis.GAP, title=model)
+        axis.set_ylim(0, None)
+        axis.margins(x=0.15)
+    legend_above(figure, axes[0])
     return finish(figure, caption)
