@@ -33,8 +33,8 @@ def decoders_sentence(rows: pd.DataFrame) -> str:
     share = (100 * (1 - tight / linear)).groupby(level="decoder").median()
     seconds = rows[rows["method"] == "semidefinite"].groupby("decoder")["seconds"].mean()
     return (
-        f"In the median it removes {span(share, '{:.0f}'.format)} per cent of the distance that the linear bound leaves, "
-        f"in {span(seconds, '{:.1g}'.format)} seconds a bound."
+        f"In the median it removes {span(share, '{:.0f}'.format)} per cent of the distance that the linear bound "
+        f"leaves, in {span(seconds, '{:.1g}'.format)} seconds a bound."
     )
 
 
