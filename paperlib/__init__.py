@@ -16,6 +16,7 @@ from paperlib.certificates.crown import Crown, CrownIBP
 from paperlib.certificates.evaluation import certify
 from paperlib.certificates.expected import certify_expected
 from paperlib.certificates.ibp import IBP
+from paperlib.certificates.ladder.zonotope import DeepZ, HybridZonotope
 from paperlib.certificates.likelihood_bounds import LikelihoodBounds, likelihood_bounds
 from paperlib.certificates.method import METHODS, Method
 from paperlib.data.arrays import Dataset
@@ -56,8 +57,10 @@ __all__ = [
     "Crown",
     "CrownIBP",
     "Dataset",
+    "DeepZ",
     "Gaussian",
     "GaussianHeads",
+    "HybridZonotope",
     "Interval",
     "L1Ball",
     "L2Ball",
