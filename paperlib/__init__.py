@@ -17,6 +17,7 @@ from paperlib.certificates.crown import Crown, CrownIBP
 from paperlib.certificates.evaluation import certify
 from paperlib.certificates.expected import certify_expected
 from paperlib.certificates.ibp import IBP
+from paperlib.certificates.ladder.zonotope import DeepZ, HybridZonotope
 from paperlib.certificates.likelihood_bounds import LikelihoodBounds, likelihood_bounds
 from paperlib.certificates.log_weights import iwae_bounds
 from paperlib.certificates.method import METHODS, Method
@@ -63,11 +64,13 @@ __all__ = [
     "Crown",
     "CrownIBP",
     "Dataset",
+    "DeepZ",
     "DiscretizedLogistic",
     "EncoderProposal",
     "FittedProposal",
     "Gaussian",
     "GaussianHeads",
+    "HybridZonotope",
     "Interval",
     "L1Ball",
     "L2Ball",

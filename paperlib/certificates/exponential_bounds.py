@@ -24,7 +24,7 @@ from paperlib.models.likelihood import ExponentialFamily, sum_per_example
 class ExponentialFamilyBounds(LikelihoodBounds):
     """Exact intervals, and linear bounds, for a family whose h is 0; others say in `best_targets` where they fit best.
 
-    No rounding: a family whose functions have known errors subclasses this with a method `rounding`.
+    No rounding: a family whose functions have bounded errors subclasses this with a method `rounding`.
     """
 
     likelihood: ExponentialFamily

@@ -35,7 +35,7 @@ class Symbols(ABC):
         """`range` of  factors @ coefficients,  without holding that product for all examples at a time.
 
         Args:
-            factors: [batch, units, quantities].
+            factors: [batch or 1, units, quantities].
             coefficients: of those quantities, [symbols, batch or 1, quantities].
         """
 
@@ -84,7 +84,7 @@ class Errors(Symbols):
 
     def range_of_product(self, factors: Tensor, coefficients: Tensor) -> Interval:
         scaled = coefficients.permute(1, 2, 0) * self.radius.unsqueeze(1)
-        return _around_zero(_AbsoluteRowSums.apply(factors, scaled))
+        return _around_zero(_AbsoluteRowSums.apply(factors.expand(len(scaled), -1, -1), scaled))
 
     def minimum(self, coefficients: Tensor) -> Tensor:
         return -(coefficients.T.abs() * self.radius).sum(1)
@@ -105,8 +105,9 @@ class Changes(Symbols):
         return self.region.change(self._shaped(rows[0])) if len(rows) == 1 else self._of_examples(rows)
 
     def range_of_product(self, factors: Tensor, coefficients: Tensor) -> Interval:
-        rows = coefficients.permute(1, 2, 0).expand(len(factors), -1, -1)
-        return self._of_examples(own @ each for own, each in zip(factors, rows, strict=True))
+        batch = len(self.region.x)
+        rows = coefficients.permute(1, 2, 0).expand(batch, -1, -1)
+        return self._of_examples(own @ each for own, each in zip(factors.expand(batch, -1, -1), rows, strict=True))
 
     def minimum(self, coefficients: Tensor) -> Tensor:
         x = self.region.x
@@ -133,14 +134,12 @@ class Sums(Symbols):
         return sum(term.coefficients.shape[2] + term.symbols.summands for term in self.terms)
 
     def range(self, coefficients: Tensor) -> Interval:
-        batch = max(coefficients.shape[1], *(term.coefficients.shape[1] for term in self.terms))
-        factors = coefficients.permute(1, 2, 0).expand(batch, -1, -1)
+        factors = coefficients.permute(1, 2, 0)
         boxes = [term.symbols.range_of_product(factors, term.coefficients) for term in self.terms]
         return Interval(sum_of([box.lower for box in boxes]), sum_of([box.upper for box in boxes]))
 
     def range_of_product(self, factors: Tensor, coefficients: Tensor) -> Interval:
-        rows = coefficients.permute(1, 2, 0)
-        return self.range((factors @ rows).permute(2, 0, 1))
+        return self.range((factors @ coefficients.permute(1, 2, 0)).permute(2, 0, 1))
 
     def minimum(self, coefficients: Tensor) -> Tensor:
         return sum_of([term.symbols.minimum(term.coefficients) for term in self.expand(coefficients)])

@@ -69,7 +69,7 @@ class Transformers:
         return form, [*tighter, form.box if boxes is None else form.box.intersect(boxes[len(layers)])]
 
     def _parallel(self, place: str, layer: nn.Module, box: Interval) -> ParallelRelaxation:
-        if self.relu != "parallel" and type(layer) is nn.ReLU:
+        if type(layer) is nn.ReLU:
             return relu_lines(self.relu, box)
         return parallel(apply_rule(relaxation_rule, place, layer, box), box)
 
@@ -97,14 +97,15 @@ def relu_lines(rule: ReluRule, box: Interval) -> ParallelRelaxation:
     Only the lines of "box" never leave [0, u]: with the others a form may be looser than intervals.
     """
     low, high = box
-    active, crossing = low >= 0, (low < 0) & (high > 0)
+    active, crossing = (low >= 0).to(low), (low < 0) & (high > 0)
     if rule in ("parallel", "smooth"):
         slope, distance = relu_chord(box)
         error = distance / 2 if rule == "parallel" else distance
-        return ParallelRelaxation(slope, error, error)
-    keeps = crossing & (high >= -low) if rule == "switch" else torch.zeros_like(crossing)
-    error = torch.where(keeps, -low, high).where(crossing, torch.zeros_like(low)) / 2
-    return ParallelRelaxation((active | keeps).to(low), error, error)
+    else:
+        keeps = (high >= -low) & (rule == "switch")
+        slope, error = keeps.to(low), torch.where(keeps, -low, high) / 2
+    slope, error = torch.where(crossing, slope, active), torch.where(crossing, error, torch.zeros_like(low))
+    return ParallelRelaxation(slope, error, error)
 
 
 def _nonlinear(relaxation: ParallelRelaxation, form: AffineForm) -> AffineForm:
