@@ -83,8 +83,10 @@ def _row(config: TrainConfig, test: Dataset, profile: str, runs: Path) -> dict[s
 
 
 def measured(vae: VAE, test: Dataset, profile: str) -> dict[str, float]:
-    """Means at EPS, over IMAGES clean, kl, ibp and crown_ibp (certificates), over SUBSET subset_clean, subset_crown (with
-    ALPHA_STEPS steps) and subset_attacked; all at one noise draw, in nats.
+    """Means at EPS and one noise draw, in nats.
+
+    Over IMAGES clean, kl, ibp and crown_ibp (certificates); over SUBSET subset_clean, subset_crown (with ALPHA_STEPS
+    steps) and subset_attacked.
     """
     x, ball = test.x[: IMAGES[profile]], test.ball(EPS)
     noise = evaluation_noise(len(x), vae.latent_dim)[0]
