@@ -8,6 +8,8 @@ exp(C) is not negative, so that a confidence bound of its mean needs no floor: n
 x'; the more groups, the less is lost to chance.
 """
 
+from dataclasses import dataclass
+
 import pandas as pd
 import torch
 from torch import Tensor
@@ -70,15 +72,11 @@ def certify_likelihood(
     network, x = vae.in_float64(), x.double()
     check_inputs(network, x, x.new_zeros(len(x), vae.latent_dim))
     check_targets(network, *ball.box(x))
+    run = _Run(network, draws, samples, confidence, proposal, generator)
     size = max(1, batch_size // draws)
     parts = [slice(start, start + size) for start in range(0, len(x), size)]
     with Progress(f"certify the likelihood {ball.label}", samples * len(x)) as progress, torch.no_grad():
-        columns = [
-            _bound_and_mean(
-                network, x[part], ball.rows(part, x), draws, samples, confidence, proposal, generator, progress
-            )
-            for part in parts
-        ]
+        columns = [run.bound_and_mean(x[part], ball.rows(part, x), progress) for part in parts]
     bound, mean = torch.cat([x.new_zeros(2, 0), *columns], 1).cpu().numpy()
     settings = {"eps": ball.size, "draws": draws, "samples": samples, "confidence": confidence}
     rows = pd.DataFrame(settings | {"bound": bound, "mean": mean, "width": mean - bound}, index=range(len(x)))
@@ -86,27 +84,26 @@ def certify_likelihood(
     return rows
 
 
-def _bound_and_mean(
-    vae: VAE,
-    x: Tensor,
-    ball: PerturbationSet,
-    draws: int,
-    samples: int,
-    confidence: float,
-    proposal: Proposal,
-    generator: torch.Generator | None,
-    progress: Progress,
-) -> Tensor:
-    """The columns of these names for some of the examples, [2, batch]."""
-    with explain_misfit(x):
-        bound = proposal.bound(vae, x, ball, generator)
+@dataclass(frozen=True)
+class _Run:
+    vae: VAE
+    draws: int
+    samples: int
+    confidence: float
+    proposal: Proposal
+    generator: torch.Generator | None
+
+    def bound_and_mean(self, x: Tensor, ball: PerturbationSet, progress: Progress) -> Tensor:
+        """The columns of these names, [2, batch]."""
+        shape = (self.draws, len(x), self.vae.latent_dim)
         groups = []
-        for _ in range(samples):
-            shape = (draws, len(x), vae.latent_dim)
-            groups.append(bound(torch.randn(shape, generator=generator, dtype=x.dtype, device=x.device)))
-            progress.step(len(x))
-    logs = torch.stack(groups)
-    return torch.stack([log_confidence_bound(logs, confidence), log_mean_exp(logs)])
+        with explain_misfit(x):
+            bound = self.proposal.bound(self.vae, x, ball, self.generator)
+            for _ in range(self.samples):
+                groups.append(bound(torch.randn(shape, generator=self.generator, dtype=x.dtype, device=x.device)))
+                progress.step(len(x))
+        logs = torch.stack(groups)
+        return torch.stack([log_confidence_bound(logs, self.confidence), log_mean_exp(logs)])
 
 
 def log_confidence_bound(logs: Tensor, confidence: float) -> Tensor:

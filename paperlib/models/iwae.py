@@ -80,5 +80,6 @@ def check_draws(vae: VAE, x: Tensor, noise: Tensor) -> None:
     if noise.ndim != 3 or len(noise) == 0:
         wanted = f"[K, batch, latent_dim] = [K, {len(x)}, {vae.latent_dim}] with K >= 1"
         raise ValueError(f"noise must be {wanted}, got {list(noise.shape)}")
-    for draw in noise:
-        check_inputs(vae, x, draw)
+    check_inputs(vae, x, noise[0])
+    if not torch.isfinite(noise).all():
+        raise ValueError(f"noise is not finite at index {(~torch.isfinite(noise)).nonzero()[0].tolist()}")
