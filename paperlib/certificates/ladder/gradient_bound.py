@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from paperlib.bounds.box import Interval
 from paperlib.bounds.relaxation import Affine
 from paperlib.bounds.rules import UnsupportedLayerError
-from paperlib.certificates.ladder.latent_range import RelaxedDecoder, check_shapes, each_box
+from paperlib.certificates.ladder.latent_range import RelaxedDecoder, check_latents, each_box
 from paperlib.certificates.ladder.moment_problem import STEPS, MomentProblem, product
 from paperlib.certificates.ladder.output_cost import OutputCost
 from paperlib.certificates.ladder.semidefinite import affine_rows, array, latent_rows
@@ -28,32 +28,32 @@ def gradient_upper(decoder: nn.Module, latent: Interval, cost: OutputCost, steps
     """Above the cost of every output that latents of the box have, [batch], in real arithmetic; it is evaluated in
     float64.
 
-    Arguments and errors as for `semidefinite_upper`; another layer is also any ReLU beside the only one.
+    Arguments and errors as for `semidefinite_upper`; a second ReLU is a layer of another kind, too.
     """
-    check_shapes(decoder, latent, cost)
+    check_latents(decoder, latent, cost)
     bounds = [_upper(decoder, box, cost.of(row), steps) for row, box in each_box(latent)]
     return torch.tensor(bounds, dtype=latent.lower.dtype, device=latent.lower.device)
 
 
 def _upper(decoder: nn.Module, latent: Interval, cost: OutputCost, steps: int) -> float:
     relaxed = RelaxedDecoder.by_linear_bounds(decoder, latent)
-    bent = [layer for layer in relaxed.layers if not isinstance(layer.relaxation, Affine)]
-    if [type(layer.layer) for layer in bent] != [nn.ReLU]:
-        places = ", ".join(layer.place for layer in bent) or "none"
+    bent = [place for place, layer in enumerate(relaxed.layers) if not isinstance(layer.relaxation, Affine)]
+    if [type(relaxed.layers[place].layer) for place in bent] != [nn.ReLU]:
+        places = ", ".join(relaxed.layers[place].place for place in bent) or "none"
         raise UnsupportedLayerError(
             f"the bound by the gradient is for affine layers and one ReLU, but what is not affine is: {places}"
         )
+    before, relu, after = relaxed.layers[: bent[0]], relaxed.layers[bent[0]], relaxed.layers[bent[0] + 1 :]
     chord = cost.quadratic(relaxed.output).chord(relaxed.output)
-    low, high = ((array(end) > 0) * 1.0 for end in bent[0].box)  # of a ReLU's slope
+    low, high = ((array(end) > 0) * 1.0 for end in relu.box)  # of a ReLU's slope
     size = 1 + latent.lower.shape[1] + len(low)
     rows, weights = latent_rows(latent, size), chord.slope
     rows[:, 0] = 0.0  # of the distance from the centre, which no offset changes
-    place = relaxed.layers.index(bent[0])
-    for layer in relaxed.layers[:place]:
+    for layer in before:
         assert isinstance(layer.relaxation, Affine)
         rows = affine_rows(layer, layer.relaxation, rows)
         rows[:, 0] = 0.0
-    for layer in reversed(relaxed.layers[place + 1 :]):
+    for layer in reversed(after):
         assert isinstance(layer.relaxation, Affine)
         weights = layer.relaxation.transpose(weights)
     slopes = np.zeros((len(low), size))

@@ -63,8 +63,10 @@ class RelaxedDecoder:
         return torch.fmin(cost.upper(self.output), -concretize(coefficients, self.latent) - constant)
 
 
-def check_shapes(decoder: nn.Module, latent: Interval, cost: OutputCost) -> None:
-    """Raises ValueError where the images of the cost are not of the shape of the decoder's outputs."""
+def check_latents(decoder: nn.Module, latent: Interval, cost: OutputCost) -> None:
+    """Raises ValueError for a box that is not finite, and for images of another shape than that of the outputs."""
+    if not all(end.isfinite().all() for end in latent):
+        raise ValueError("the box of latents must be finite at both ends")
     shape = decoder(latent.center).shape
     if cost.x.shape != shape:
         raise ValueError(
@@ -100,16 +102,19 @@ def interval_upper(decoder: nn.Module, latent: Interval, cost: OutputCost) -> Te
 
     Raises:
         UnsupportedLayerError: a layer without an interval rule.
-        ValueError: images of another shape than that of the outputs.
+        ValueError: a box that is not finite, or images of another shape than that of the outputs.
     """
-    check_shapes(decoder, latent, cost)
+    check_latents(decoder, latent, cost)
     return cost.upper(propagate(decoder, latent, "decoder"))
 
 
 @torch.no_grad()
 def linear_upper(decoder: nn.Module, latent: Interval, cost: OutputCost) -> Tensor:
-    """The same by linear bounds of each layer and of the cost (CROWN: Zhang et al. 2018, arXiv 1811.00866), [batch]."""
-    check_shapes(decoder, latent, cost)
+    """The same by linear bounds of each layer and of the cost (CROWN: Zhang et al. 2018, arXiv 1811.00866), [batch].
+
+    Arguments and errors as for `interval_upper`.
+    """
+    check_latents(decoder, latent, cost)
     boxes = each_box(latent)
     return torch.cat([RelaxedDecoder.by_linear_bounds(decoder, box).upper(cost.of(row)) for row, box in boxes])
 
@@ -118,10 +123,10 @@ def linear_upper(decoder: nn.Module, latent: Interval, cost: OutputCost) -> Tens
 def exact_upper(decoder: nn.Module, latent: Interval, cost: OutputCost, tol: float) -> Tensor:
     """Never below the largest cost over the box [batch, latent], and at most `tol` above it, [batch].
 
-    Raises ToleranceError where the bounds do not meet within `tol`, and ValueError for more than three latents, a `tol`
-    that is not positive, or images of another shape than that of the outputs.
+    Arguments and errors as for `interval_upper`, and ToleranceError where the bounds do not meet within `tol`;
+    ValueError for more than three latents, too, and for a `tol` that is not positive.
     """
-    check_shapes(decoder, latent, cost)
+    check_latents(decoder, latent, cost)
     if not tol > 0:
         raise ValueError(f"tol must be positive, got {tol}")
     latents = latent.lower.shape[1]

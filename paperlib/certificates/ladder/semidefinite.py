@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from paperlib.bounds.box import Interval
 from paperlib.bounds.relaxation import Affine
 from paperlib.bounds.rules import UnsupportedLayerError
-from paperlib.certificates.ladder.latent_range import RelaxedDecoder, check_shapes, each_box
+from paperlib.certificates.ladder.latent_range import RelaxedDecoder, check_latents, each_box
 from paperlib.certificates.ladder.moment_problem import STEPS, Array, MomentProblem, product
 from paperlib.certificates.ladder.output_cost import OutputCost
 from paperlib.certificates.relaxed_layer import RelaxedLayer
@@ -47,9 +47,9 @@ def semidefinite_upper(
     Raises:
         ModuleNotFoundError: cvxpy is not installed.
         UnsupportedLayerError: a layer of another kind.
-        ValueError: images of another shape than that of the outputs.
+        ValueError: a box that is not finite, or images of another shape than that of the outputs.
     """
-    check_shapes(decoder, latent, cost)
+    check_latents(decoder, latent, cost)
     bounds = []
     for row, box in each_box(latent):
         relaxed, own = RelaxedDecoder.by_linear_bounds(decoder, box), cost.of(row)

@@ -83,5 +83,8 @@ def test_what_is_refused() -> None:
     for upper in (interval_upper, linear_upper, partial(exact_upper, tol=TOL)):
         with pytest.raises(ValueError, match=r"images must be \[1, 3\].* got \[1, 1, 3\]"):
             upper(decoder, cube(4), SquaredDistance(torch.zeros(1, 1, 3).double()))
+    endless = Interval(cube(4).lower, cube(4).upper * torch.inf)
+    with pytest.raises(ValueError, match="box of latents must be finite"):
+        interval_upper(decoder, endless, cost)
     with pytest.raises(UnsupportedLayerError, match=r"no relaxation rule for Softsign at 'decoder\.1'"):
         linear_upper(nn.Sequential(*decoder, nn.Softsign()), cube(4), cost)
