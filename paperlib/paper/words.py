@@ -16,6 +16,7 @@ class Axis(StrEnum):
     CLEAN_KL = "clean KL (nats)"
     ATTACKED_KL = "attacked KL (nats)"
     GAP = "attacked − certified (nats)"
+    GAIN = "gain of (clean + certified) / 2 (nats)"
     LOG_LIKELIHOOD = "log-likelihood (nats)"
     PRODUCT = "$t\\,l$ (nats)"
     SLOPE = "nats per unit of $x$"
