@@ -18,6 +18,7 @@ class Axis(StrEnum):
     GAP = "attacked − certified (nats)"
     OVER_DISTANCE = "bound − largest distance² (pixels²)"
     UNDER_LIKELIHOOD = "least log-likelihood − bound (nats)"
+    GAIN = "gain of (clean + certified) / 2 (nats)"
     LOG_LIKELIHOOD = "log-likelihood (nats)"
     PRODUCT = "$t\\,l$ (nats)"
     SLOPE = "nats per unit of $x$"
