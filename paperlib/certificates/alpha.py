@@ -18,21 +18,26 @@ def optimize_alpha(
 ) -> Tensor:
     """maximise  lower_bound(alpha)  over alpha in [0, 1], elementwise, by Adam. Every alpha gives a bound, so that the
     best one met is returned, whenever the optimisation ends: after these steps, or `time_limit` seconds.
+
+    Args:
+        lower_bound: [*rows, batch]; each row has alphas of its own.
     """
     end = time.monotonic() + (math.inf if time_limit is None else time_limit)
     if steps == 0:
         return lower_bound(initial_alpha)
-    alphas: dict[int, Tensor] = {}
+    initial: dict[int, Tensor] = {}
 
     def collect_alpha(bound: Any) -> Any:
         if isinstance(bound, AlphaRelaxation):
-            alphas[id(bound)] = bound.alpha.detach().clone().requires_grad_()
+            initial[id(bound)] = bound.alpha.detach()
         return initial_alpha(bound)
 
     def select_alpha(bound: Any) -> Any:
         return bound.at(alphas[id(bound)]) if isinstance(bound, AlphaRelaxation) else bound
 
     best = lower_bound(collect_alpha).detach()
+    rows = best.shape[:-1]
+    alphas = {key: alpha.expand(*rows, *alpha.shape).clone().requires_grad_() for key, alpha in initial.items()}
     parameters = list(alphas.values())
     if not parameters:
         return best

@@ -15,7 +15,8 @@ from paperlib.bounds.box import Interval
 from paperlib.certificates.backward import RelaxedVAE, linear_lower, linear_upper
 from paperlib.certificates.interval_elbo import elbo_lower, elbo_upper
 from paperlib.certificates.method import METHODS, MemoryUse, Problem, TrainableMethod
-from paperlib.certificates.refinement import ROWS, refine
+from paperlib.certificates.refinement import refine
+from paperlib.certificates.unit_bounds import ROWS
 from paperlib.models.elbo import Target
 from paperlib.models.vae import VAE
 from paperlib.threats.perturbation import PerturbationSet
@@ -101,7 +102,7 @@ class Crown(CrownIBP):
         return False
 
     def relax(self, problem: Problem) -> RelaxedVAE:
-        return refine(super().relax(problem))
+        return refine(super().relax(problem), self.alpha_steps)
 
     def memory(self, vae: VAE, layer_sizes: Sequence[int]) -> MemoryUse:
         return MemoryUse(
