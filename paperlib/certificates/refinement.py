@@ -79,7 +79,7 @@ def refine(relaxed: RelaxedVAE, alpha_steps: int = 0) -> RelaxedVAE:
 
 
 def has_unit_passes(relaxed: RelaxedVAE) -> bool:
-    """Whether units are bounded by backward passes of their own: where encoder or decoder have several nonlinear layers.
+    """Whether units get backward passes of their own: where the encoder or the decoder has several nonlinear layers.
 
     Behind a single one the zonotope of the latents does almost as much, at a part of the cost.
     """
