@@ -16,6 +16,9 @@ from paperlib.certificates.crown import Crown, CrownIBP
 from paperlib.certificates.evaluation import certify
 from paperlib.certificates.expected import certify_expected
 from paperlib.certificates.ibp import IBP
+from paperlib.certificates.ladder.dual_network import DualNetwork
+from paperlib.certificates.ladder.lagrangian import Lagrangian
+from paperlib.certificates.ladder.random_projection import ProbableBound, random_projection_bound
 from paperlib.certificates.likelihood_bounds import LikelihoodBounds, likelihood_bounds
 from paperlib.certificates.method import METHODS, Method
 from paperlib.data.arrays import Dataset
@@ -56,11 +59,13 @@ __all__ = [
     "Crown",
     "CrownIBP",
     "Dataset",
+    "DualNetwork",
     "Gaussian",
     "GaussianHeads",
     "Interval",
     "L1Ball",
     "L2Ball",
+    "Lagrangian",
     "Likelihood",
     "LikelihoodBounds",
     "LinearFunction",
@@ -70,6 +75,7 @@ __all__ = [
     "Method",
     "Objective",
     "PatchSet",
+    "ProbableBound",
     "Residual",
     "Rounding",
     "SmoothCurve",
@@ -99,6 +105,7 @@ __all__ = [
     "mlp_vae",
     "pgd",
     "propagate",
+    "random_projection_bound",
     "relaxation_rule",
     "robust_loss",
     "rounding_rule",

@@ -17,6 +17,7 @@ from paperlib.certificates.ladder.dual_network import (
     _backward_pass,
     _identity,
     _latents,
+    dual_network,
 )
 from paperlib.certificates.ladder.random_projection import (
     ProbableBound,
@@ -48,7 +49,8 @@ def dual_boxes() -> tuple[RelaxedVAE, list[Interval]]:
     unit, which meet no interval.
     """
     vae, x, noise = wide_case()
-    relaxed = DualNetwork().relax(Problem.checked(vae, x, BALL, noise, "perturbed", sound=False))
+    problem = Problem.checked(vae, x, BALL, noise, "perturbed", sound=False)
+    relaxed = dual_network(RelaxedVAE.of(vae, problem.bounds, noise))
     region = relaxed.bounds.region
     of_input = partial(DualFunctions.of_input, region)
     posterior = of_input(*_backward_pass(relaxed.encoder, _identity(relaxed.bounds.encoder[-1].lower)))
