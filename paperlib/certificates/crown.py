@@ -69,7 +69,11 @@ class CrownIBP(TrainableMethod):
         return bounds.intersect(problem.interval_elbo)
 
     def lower_over(self, problem: Problem) -> Tensor:
-        relaxed, beta = self.relax(problem), problem.beta
+        return self.lower_of(problem, self.relax(problem))
+
+    def lower_of(self, problem: Problem, relaxed: RelaxedVAE) -> Tensor:
+        """`lower_over` from the layers that `relax` has relaxed, [batch], nats."""
+        beta = problem.beta
         interval, linear = elbo_lower(relaxed.vae, relaxed.bounds, beta), linear_lower(relaxed, self.alpha_steps, beta)
         lower = torch.fmax(interval, linear - slack(linear, interval))  # a NaN bounds nothing
         if relaxed.bounds is problem.bounds:

@@ -75,7 +75,8 @@ class TrainConfig:
     target: Literal["perturbed", "clean"] = "perturbed"  # Which input the decoder must explain.
     eps: float = 0.1  # Radius of the ball, in data units (pixels in [0, 1]).
     kappa: float = 0.5  # Weight of the clean ELBO against the certificate; 1 is the plain VAE.
-    bound: Literal["ibp", "crown-ibp", "hybrid-zonotope", "zonotope"] = "ibp"  # Certificate that is trained on.
+    # Certificate that is trained on.
+    bound: Literal["ibp", "crown-ibp", "hybrid-zonotope", "zonotope", "dual-network"] = "ibp"
     steps: int = 6_900  # Number of the optimizer's steps.
     batch_size: int = 256  # Examples in a step, of all processes together.
     lr: float = 2e-3  # Learning rate of Adam, up to the end of the ramp.
@@ -116,7 +117,7 @@ class TrainConfig:
             "target": self.target in ("perturbed", "clean"),
             "eps": 0 <= self.eps < math.inf,
             "kappa": 0 <= self.kappa <= 1,
-            "bound": self.bound in ("ibp", "crown-ibp", "hybrid-zonotope", "zonotope"),
+            "bound": self.bound in ("ibp", "crown-ibp", "hybrid-zonotope", "zonotope", "dual-network"),
             "steps": self.steps > 0,
             "batch_size": self.batch_size > 0,
             "lr": 0 < self.lr < math.inf,

@@ -18,8 +18,10 @@ from paperlib import (
     Crown,
     CrownIBP,
     DeepZ,
+    DualNetwork,
     HybridZonotope,
     Interval,
+    Lagrangian,
     LinfBall,
     certificate,
     certify,
@@ -40,8 +42,10 @@ WORDS: dict[str, Method] = {
     "best": Auto(budget=100),
     "zonotope": DeepZ(),
     "hybrid-zonotope": HybridZonotope(relu="parallel"),
+    "dual-network": DualNetwork(),
+    "lagrangian": Lagrangian(steps=40),
 }
-REAL_ARITHMETIC = ("exact", "zonotope", "hybrid-zonotope")  # without sound bounds
+REAL_ARITHMETIC = ("exact", "zonotope", "hybrid-zonotope", "dual-network", "lagrangian")  # without sound bounds
 BALL = LinfBall(0.1)
 EACH_TARGET = pytest.mark.parametrize("target", TARGETS)
 
@@ -89,7 +93,7 @@ def test_a_word_gives_the_expectations_of_its_object(word: str) -> None:
 
 
 @EACH_TARGET
-@pytest.mark.parametrize("word", ["ibp", "crown-ibp", "zonotope", "hybrid-zonotope"])
+@pytest.mark.parametrize("word", ["ibp", "crown-ibp", "zonotope", "hybrid-zonotope", "dual-network"])
 def test_a_word_gives_the_loss_and_the_gradient_of_its_object(word: str, target: str) -> None:
     vae, x, noise = audit_case("mlp")
     losses = [robust_loss(vae, x, BALL, noise, 0.25, method, target) for method in (word, WORDS[word])]
@@ -238,7 +242,8 @@ class Trainable(WithoutGradient):
 
 def test_only_the_methods_with_a_whole_gradient_say_that_they_are_differentiable() -> None:
     methods = [*WORDS.values(), CrownIBP(alpha_steps=1), Crown(alpha_steps=1)]
-    assert [method for method in methods if method.differentiable] == [IBP(), CrownIBP(), DeepZ(), HybridZonotope()]
+    differentiable = [method for method in methods if method.differentiable]
+    assert differentiable == [IBP(), CrownIBP(), DeepZ(), HybridZonotope(), DualNetwork()]
 
 
 @pytest.mark.parametrize("kappa", [0.0, 0.5, 1.0])
