@@ -341,28 +341,30 @@ def the_scale_has_its_tangent_above(function: Callable, derivative: Callable, bo
 
 @linear_bug("_mccormick", exponential_bounds)
 def the_planes_of_a_product_meet_at_the_wrong_corners(
-    function: LinearFunction, output: Interval, at_low: Tensor, at_high: Tensor
+    function: LinearFunction, output: Interval, at_low: Tensor, at_high: Tensor, base: LinearFunction | None
 ) -> AlphaRelaxation[JointLinearFunction]:
-    return real_mccormick(function, output, at_high, at_low)
+    return real_mccormick(function, output, at_high, at_low, base)
 
 
 @linear_bug("linear_below", GaussianBounds)
 def the_target_moves_the_density_the_wrong_way(
     self: GaussianBounds, output: Interval, target: Interval
 ) -> JointLinearFunction:
-    function = real_below(self, output, target)
+    function = real_below(self, output, target).initial
     return replace(function, target_slope=-function.target_slope)
 
 
 @linear_bug("linear_below", GaussianBounds)
 def the_chord_of_the_density_ignores_the_target(
     self: GaussianBounds, output: Interval, target: Interval
-) -> JointLinearFunction:
+) -> AlphaRelaxation[JointLinearFunction]:
     return real_below(self, output, Interval(target.center, target.center))
 
 
 @linear_bug("linear_above", GaussianBounds)
-def the_chord_of_the_density_is_above(self: GaussianBounds, output: Interval, target: Interval) -> JointLinearFunction:
+def the_chord_of_the_density_is_above(
+    self: GaussianBounds, output: Interval, target: Interval
+) -> AlphaRelaxation[JointLinearFunction]:
     return real_below(self, output, target)
 
 
