@@ -14,6 +14,7 @@ import pandas as pd
 
 from paperlib.certificates.evaluation import NOISE_SEED
 from paperlib.data.arrays import Dataset
+from paperlib.models.vae import VAE
 from paperlib.paper.mnist_training import EPS, SIZES, digit_models
 from paperlib.paper.tighter_training import ALPHA_STEPS, IMAGES, SUBSET, measured, tradeoff_models
 from paperlib.runtime.parallel import in_parallel, training_jobs
@@ -45,6 +46,8 @@ CHANGES: Mapping[str, Mapping[str, Any]] = {
     "twice the width": {"hidden": (2,)},
     "two hidden layers": {"hidden": (1, 1)},
 }
+
+Trained = tuple[VAE, float]  # a model, and the seconds of its training
 
 
 @dataclass(frozen=True)
@@ -99,22 +102,32 @@ def released_models(dataset: str, profile: str) -> dict[str, TrainConfig]:
     }
 
 
-def front_rows(test: Dataset, profile: str, runs: Path) -> pd.DataFrame:
+def front_rows(test: Dataset, profile: str, runs: Path, before: Mapping[TrainConfig, Trained]) -> pd.DataFrame:
     """Train each model, in its folder of `runs`, and measure it at EPS on the first test images at one noise draw.
+
+    Those of `before` were trained by an earlier notebook, and are not trained again.
 
     Columns: group, recipe, kappa, train_eps, steps, seed, seconds (of training, on one core that may do other work),
     weights (their number), and those of `tighter_training.measured`, in nats.
     """
     models = front_models(test.name, profile)
-    longest = sorted(models, key=lambda model: model.config.steps * model.config.batch_size, reverse=True)
-    task = partial(_row, test=test, size=_size(profile), runs=runs)
+    longest = sorted(
+        models, key=lambda m: (m.config not in before) * m.config.steps * m.config.batch_size, reverse=True
+    )
+    task = partial(_row, test=test, size=_size(profile), runs=runs, before=before)
     rows = dict(zip(longest, in_parallel(task, longest, jobs=training_jobs(), name="models"), strict=True))
     return pd.DataFrame([rows[model] for model in models])
 
 
-def _row(model: FrontModel, test: Dataset, size: str, runs: Path) -> dict[str, Any]:
+def _row(
+    model: FrontModel, test: Dataset, size: str, runs: Path, before: Mapping[TrainConfig, Trained]
+) -> dict[str, Any]:
     config, folder = model.config, runs / model.config.digest
-    vae = trained(config, folder).vae
+    if config in before:
+        vae, seconds = before[config]
+    else:
+        vae = trained(config, folder).vae
+        seconds = read_header(folder / "history.csv")["seconds"]
     return {
         "group": model.group,
         "recipe": model.recipe,
@@ -122,7 +135,7 @@ def _row(model: FrontModel, test: Dataset, size: str, runs: Path) -> dict[str, A
         "train_eps": config.eps,
         "steps": config.steps,
         "seed": config.seed,
-        "seconds": read_header(folder / "history.csv")["seconds"],
+        "seconds": seconds,
         "weights": sum(parameter.numel() for parameter in vae.parameters()),
         **measured(vae, test, size),
     }
