@@ -61,7 +61,7 @@ class DualNetwork(TrainableMethod):
         return CrownIBP().bounds_over(problem, _relax(problem))
 
     def lower_over(self, problem: Problem) -> Tensor:
-        return CrownIBP().lower_of(problem, _relax(problem))
+        return CrownIBP().lower_from(problem, _relax(problem))
 
     def memory(self, vae: VAE, layer_sizes: Sequence[int]) -> MemoryUse:
         return MemoryUse(per_image=(4 * ROWS + 4 * vae.latent_dim) * sum(layer_sizes), largest_batch=100)

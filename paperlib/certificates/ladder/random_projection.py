@@ -136,7 +136,7 @@ def _is_affine(layer: RelaxedLayer) -> bool:
 
 def _lower(problem: Problem, projector: "_Projector") -> Tensor:
     relaxed = projector.relax(RelaxedVAE.of(problem.vae, problem.bounds, problem.noise))
-    return CrownIBP().lower_of(problem, relaxed)
+    return CrownIBP().lower_from(problem, relaxed)
 
 
 @dataclass(frozen=True)
