@@ -91,8 +91,8 @@ class DeepZ(TrainableMethod):
         return Problem.checked(vae, x, ball, noise, target, sound)
 
     def memory(self, vae: VAE, layer_sizes: Sequence[int]) -> MemoryUse:
-        symbols = sum(layer_sizes)
-        return MemoryUse(per_image=4 * symbols * max(layer_sizes), fixed=symbols * max(layer_sizes), largest_batch=100)
+        numbers = sum(layer_sizes) * max(layer_sizes)  # each layer counts before and after its activation
+        return MemoryUse(per_image=numbers, fixed=numbers, largest_batch=100)
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ class HybridZonotope(DeepZ):
 
     def memory(self, vae: VAE, layer_sizes: Sequence[int]) -> MemoryUse:
         numbers = layer_sizes[0] * max(layer_sizes)
-        return MemoryUse(per_image=4 * numbers, fixed=numbers, largest_batch=100)
+        return MemoryUse(per_image=6 * numbers, fixed=numbers, largest_batch=100)
 
 
 METHODS["zonotope"] = DeepZ()

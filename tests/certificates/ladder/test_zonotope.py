@@ -60,8 +60,10 @@ def forms_of(method: DeepZ, vae: VAE, x: Tensor, ball: PerturbationSet, noise: T
 
 
 @EACH_TARGET
-@pytest.mark.parametrize("likelihood", ["bernoulli", "gaussian"])
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    ("case", "likelihood"),
+    [(case, "gaussian") for case in CASES] + [(case, "bernoulli") for case in ("mlp", "conv", "smooth")],
+)
 def test_zonotopes_pass_the_audit(case: str, likelihood: str, target: str) -> None:
     vae, x, noise = audit_case(case, likelihood)
     for method in METHODS[:2]:
@@ -340,5 +342,5 @@ def test_training_on_zonotopes_raises_their_bound(bound: str) -> None:
 
 def test_more_symbols_need_more_memory() -> None:
     vae, x, noise = audit_case("deep")
-    sizes = [chunk_size(vae, x, noise, method, 0.0005) for method in ("ibp", HybridZonotope(), DeepZ())]
+    sizes = [chunk_size(vae, x, noise, method, 0.0001) for method in ("ibp", HybridZonotope(), DeepZ())]
     assert sizes[0] > sizes[1] > sizes[2] >= 1
