@@ -33,6 +33,7 @@ class Axis(StrEnum):
     STEP = "training step"
     PGD_STEPS = "PGD steps"
     ATTACK_STEPS = "attack steps"
+    DRAWS = "draws $K$"
     SHARE = "share of images"
     ACCURACY = "accuracy (per cent)"
     BEATS = "share of beats"
@@ -62,6 +63,7 @@ DIMENSIONLESS = frozenset(
             Axis.STEP,
             Axis.PGD_STEPS,
             Axis.ATTACK_STEPS,
+            Axis.DRAWS,
             Axis.SHARE,
             Axis.WAY,
             Axis.LOOSENESS,

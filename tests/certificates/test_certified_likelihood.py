@@ -143,12 +143,8 @@ def test_a_fit_raises_its_own_elbo(likelihood: str) -> None:
 
 def rows_of(**changes: object) -> pd.DataFrame:
     vae, x, _ = audit_case("mlp")
-    arguments: dict = {
-        "draws": 5,
-        "samples": 20,
-        "proposal": FittedProposal(2),
-        "generator": torch.Generator().manual_seed(1),
-    }
+    arguments: dict = {"draws": 5, "samples": 20, "proposal": FittedProposal(2)}
+    arguments |= {"generator": torch.Generator().manual_seed(1)}
     return certify_likelihood(vae, x, LinfBall(0.1), **arguments | changes)
 
 
@@ -191,7 +187,7 @@ def test_with_the_encoders_proposal_the_draws_are_bounded_by_the_method() -> Non
 
 def test_more_is_certified_of_the_likelihood_than_of_the_elbo() -> None:
     vae, x, noise = audit_case("deep")
-    rows = certify_likelihood(vae, x, LinfBall(0.1), samples=20, proposal=FittedProposal(10))
+    rows = certify_likelihood(vae, x, LinfBall(0.1), samples=40, confidence=0.9, proposal=FittedProposal(10))
     with torch.no_grad():
         elbos = [certificate(vae, x, LinfBall(0.1), torch.randn_like(noise), "crown-ibp").mean() for _ in range(10)]
     assert rows["bound"].mean() > torch.stack(elbos).mean().item()
