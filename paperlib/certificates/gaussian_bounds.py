@@ -2,6 +2,10 @@
 
 The log-density of an element depends on its distance d = mean - target alone, in which it is even and concave: it is
 smallest at the largest |d| over both boxes, and largest at the smallest.
+
+In natural parameters it is an exponential family, too, with the same intervals. Above, the tangent in d is tighter than
+the planes of `ExponentialFamilyBounds`, as log p is concave in mean and target together; below, the chord in d is one
+of the family's bounds, at alpha = 1/2.
 """
 
 import math
