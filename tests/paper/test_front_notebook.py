@@ -105,6 +105,7 @@ def made_up(gain: float, spread: float = 0.5) -> tuple[pd.DataFrame, pd.DataFram
             "steps": 9,
             "seconds": 90.0,
             "seed": s,
+            "weights": 9,
         }
         | {column: -300.0 + gain + spread * (s - 1) for column in columns}
         for kappa in (0.0, 0.5)
