@@ -23,7 +23,7 @@ from paperlib.runtime.numbers import rounded_down, rounded_up
 from paperlib.runtime.parallel import in_parallel, training_jobs
 from paperlib.threats.perturbation import PerturbationSet
 from paperlib.threats.suite import greyest_point, strongest
-from paperlib.training.config import TrainConfig
+from paperlib.training.config import LikelihoodName, TrainConfig
 from paperlib.training.loop import train
 
 DIGITS = {"paper": "mnist", "smoke": "mnist5k"}

@@ -18,6 +18,7 @@ from paperlib.models.vae import VAE, mlp_vae
 from paperlib.training.init import interval_aware_
 from paperlib.training.objective import full_name
 
+LikelihoodName = Literal["bernoulli", "gaussian", "continuous-bernoulli", "poisson", "discretized-logistic"]
 LIKELIHOODS: Mapping[str, Callable[[float], Likelihood]] = {
     "bernoulli": lambda scale: Bernoulli(),
     "gaussian": Gaussian,
@@ -67,10 +68,7 @@ class TrainConfig:
     data_shape: tuple[int, ...] = (784,)  # Shape of one example.
     hidden: tuple[int, ...] = (512,)  # Widths of the encoder's hidden layers, which the decoder mirrors.
     latent_dim: int = 20  # Number of latent coordinates.
-    # Density of the data, given the decoder's output.
-    likelihood: Literal["bernoulli", "gaussian", "continuous-bernoulli", "poisson", "discretized-logistic"] = (
-        "bernoulli"
-    )
+    likelihood: LikelihoodName = "bernoulli"  # Density of the data, given the decoder's output.
     scale: float = 1.0  # Standard deviation of gaussian, or scale of discretized-logistic, in data units.
     target: Literal["perturbed", "clean"] = "perturbed"  # Which input the decoder must explain.
     eps: float = 0.1  # Radius of the ball, in data units (pixels in [0, 1]).

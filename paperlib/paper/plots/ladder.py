@@ -79,3 +79,36 @@ def branching(rows: pd.DataFrame, caption: str) -> Figure:
         axis.margins(x=0.15)
     legend_above(figure, axes[0])
     return finish(figure, caption)
+
+
+def depth(rows: pd.DataFrame, caption: str) -> Figure:
+    """On the left how far the bounds of plain networks stay below the attack; then distance and time against the number
+    of hidden layers, and time against their width.
+    """
+    marks = looks(list(rows["method"].unique()))
+    rows = rows.assign(gap=rows["attacked"] - rows["certified"])
+    grid, cost = (rows[rows["part"] == part] for part in ("grid", "cost"))
+    depths, widths = (cost["network"].str.split("x").str[place].astype(int) for place in (0, 1))
+    deep, wide = (
+        cost[fixed == fixed.mode()[0]].assign(size=free) for fixed, free in ((widths, depths), (depths, widths))
+    )
+    figure, axes = panels(2, 2, height=4.4)
+    cells = [
+        f"{network}, {eps:g}" for network, eps in grid[["network", "eps"]].drop_duplicates().itertuples(index=False)
+    ]
+    for method, part in grid.groupby("method", sort=False):
+        axes[0].plot(range(len(cells)), part["gap"], **marks[str(method)])
+    axes[0].set_xticks(range(len(cells)), cells, rotation=35, ha="right")
+    axes[0].set(yscale="log", ylabel=Axis.GAP, title="network, radius")
+    panels_of_cost = (
+        (deep, "gap", Axis.DEPTH, Axis.GAP),
+        (deep, "ms", Axis.DEPTH, Axis.MILLISECONDS),
+        (wide, "ms", Axis.UNITS, Axis.MILLISECONDS),
+    )
+    for axis, (part, column, across, up) in zip(axes[1:], panels_of_cost, strict=True):
+        for method, line in part.groupby("method", sort=False):
+            axis.plot(line["size"], line[column], **{**marks[str(method)], "ls": "-"})
+        axis.set(yscale="log", xlabel=across, ylabel=up)
+    axes[3].set_xscale("log")
+    legend_above(figure, axes[0])
+    return finish(figure, caption)
