@@ -38,8 +38,8 @@ class DeepZ(TrainableMethod):
 
     Never looser than `IBP`. It is the bound of a backward pass whose lines are parallel, over its own boxes. The lower
     lines of `Crown` need not be parallel, its boxes are others, and neither of the two is always the tighter one.
-    Differentiable in the parameters. Real arithmetic only. Regions with a zonotope of their own, such as boxes and those of a `LinearSet`, begin with it;
-    the inputs of others are their own symbols.
+    Differentiable in the parameters. Real arithmetic only. Regions with a zonotope of their own, such as boxes and
+    those of a `LinearSet`, begin with it; the inputs of others are their own symbols.
     """
 
     @property
