@@ -52,7 +52,7 @@ def test_the_lines_of_a_sigmoidal_curve_are_tangents_through_the_other_end() -> 
     lower, upper = (initial_alpha(bound) for bound in (relaxation.lower, relaxation.upper))
     below, above = (points.tanh() - line.slope * points - line.offset for line in (lower, upper))
     assert below.min() >= -1e-12 and above.max() <= 1e-12
-    assert below[-1] <= 1e-5 and below[points < 0].min() <= 1e-5  # at the end, and where it touches
+    assert below[-1] <= 1e-4 and below[points < 0].min() <= 1e-4  # at the end, and where it touches
     least = relaxation.lower.first  # of the least slope, through the lower end
     assert least.slope.item() == pytest.approx(1 - math.tanh(2) ** 2)
     assert below.sum() < (points.tanh() - least.slope * points - least.offset).sum()
