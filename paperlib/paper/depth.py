@@ -89,7 +89,7 @@ def build(network: str) -> VAE:
     vae = mlp_vae((SIDE * SIDE,), (width,) * depth, LATENT)
     if tanh:
         vae.encoder, vae.decoder = (
-            nn.Sequential(*(nn.Tanh() if isinstance(layer, nn.ReLU) else layer for layer in half))
+            nn.Sequential(*(nn.Tanh() if isinstance(layer, nn.ReLU) else layer for layer in half.children()))
             for half in (vae.encoder, vae.decoder)
         )
     return vae
@@ -152,7 +152,7 @@ def _rows_of(cell: tuple[str, str, float], train: Tensor, test: Tensor, size: Si
     attacked = elbo(vae, pgd(vae, x, ball, noise, steps=size.attack_steps), noise).mean().item()
     about = {"part": part, "network": network, "eps": eps, "clean": elbo(vae, x, noise).mean().item()}
     compared = methods(size.alpha_steps)
-    if max(layer.out_features for layer in vae.encoder if isinstance(layer, nn.Linear)) > WIDEST_ALPHA:
+    if max(layer.out_features for layer in vae.encoder.children() if isinstance(layer, nn.Linear)) > WIDEST_ALPHA:
         del compared["crown, alpha"]
     timed = _timed(vae, x, ball, noise, compared)
     return pd.DataFrame([{**about, "attacked": attacked, **row} for row in timed])
