@@ -13,7 +13,7 @@ from torch.autograd.function import once_differentiable
 from paperlib.bounds.box import Interval
 from paperlib.bounds.linear import AlphaRelaxation, LinearFunction, LinearRelaxation
 
-BISECTIONS = 10  # for a tangent, which is a bound however near it comes
+BISECTIONS = 16  # for a tangent, which is a bound however near it comes
 
 Curve = Callable[[Tensor], Tensor]  # elementwise
 
