@@ -17,13 +17,19 @@ from paperlib.certificates.crown import Crown, CrownIBP
 from paperlib.certificates.evaluation import certify
 from paperlib.certificates.expected import certify_expected
 from paperlib.certificates.ibp import IBP
+from paperlib.certificates.ladder.dual_network import DualNetwork
+from paperlib.certificates.ladder.lagrangian import Lagrangian
+from paperlib.certificates.ladder.random_projection import ProbableBound, random_projection_bound
+from paperlib.certificates.ladder.zonotope import DeepZ, HybridZonotope
 from paperlib.certificates.likelihood_bounds import LikelihoodBounds, likelihood_bounds
 from paperlib.certificates.log_weights import iwae_bounds
 from paperlib.certificates.method import METHODS, Method
 from paperlib.certificates.proposals import EncoderProposal, FittedProposal
 from paperlib.data.arrays import Dataset
 from paperlib.data.datasets import load_dataset
+from paperlib.models.discretized_logistic import DiscretizedLogistic
 from paperlib.models.elbo import elbo
+from paperlib.models.exponential import ContinuousBernoulli, Poisson
 from paperlib.models.iwae import iwae, log_weights
 from paperlib.models.likelihood import Bernoulli, Gaussian, Likelihood
 from paperlib.models.vae import VAE, GaussianHeads, conv_vae, mlp_vae
@@ -57,16 +63,22 @@ __all__ = [
     "Auto",
     "Bernoulli",
     "BranchAndBound",
+    "ContinuousBernoulli",
     "Crown",
     "CrownIBP",
     "Dataset",
+    "DeepZ",
+    "DiscretizedLogistic",
+    "DualNetwork",
     "EncoderProposal",
     "FittedProposal",
     "Gaussian",
     "GaussianHeads",
+    "HybridZonotope",
     "Interval",
     "L1Ball",
     "L2Ball",
+    "Lagrangian",
     "Likelihood",
     "LikelihoodBounds",
     "LinearFunction",
@@ -76,6 +88,8 @@ __all__ = [
     "Method",
     "Objective",
     "PatchSet",
+    "Poisson",
+    "ProbableBound",
     "Residual",
     "Rounding",
     "SmoothCurve",
@@ -109,6 +123,7 @@ __all__ = [
     "mlp_vae",
     "pgd",
     "propagate",
+    "random_projection_bound",
     "relaxation_rule",
     "robust_loss",
     "rounding_rule",

@@ -46,7 +46,8 @@ CELL_SECONDS = 6 * 3600.0  # a guard against a hung cell, far above the slowest 
 class FigureOptions:
     """Run the notebooks and publish their rows, figures and executed copies."""
 
-    profile: Literal["paper", "smoke"] = "paper"
+    profile: Literal["paper", "smoke", "long"] = "paper"
+    """paper: full size, notebooks of the long profile drawn from their rows; smoke: small; long: these, in hours."""
     dataset: str = "auto"
     """mnist, mnist5k, fashion-mnist or auto (smoke: auto is the embedded mnist5k, without looking for more)."""
     only: str | None = None
@@ -65,12 +66,13 @@ def make(site: Site, notebook: Notebook, mark: str, *, redraw: bool) -> dict[str
         shutil.rmtree(staging, ignore_errors=True)
     continued = prepare(staging, mark)
     path = os.pathsep.join(filter(None, (str(site.root), os.environ.get("PYTHONPATH"))))  # this checkout's paperlib
+    profile = "smoke" if site.profile == "smoke" else notebook.profile
     job = {
         "source": str(notebook.path),
         "target": str(staging / "notebooks" / notebook.path.name),
         "failed": str(site.root / "build" / "failed"),
         "log": str(site.work / "log.txt"),
-        "parameters": {"profile": site.profile, "dataset": site.dataset, "recompute": not redraw},
+        "parameters": {"profile": profile, "dataset": site.dataset, "recompute": not redraw},
         "env": {
             "PAPERLIB_STAGING": str(staging),
             "PYTHONPATH": path,
@@ -95,14 +97,15 @@ def make(site: Site, notebook: Notebook, mark: str, *, redraw: bool) -> dict[str
         elif not redraw:
             entry = {"notebook": notebook.path.stem, "cores": cores(), **{k: round(v, 2) for k, v in report.items()}}
             record(site, notebook.number, entry, changed=files != before)
-        if not redraw:
+        if not redraw or notebook.is_drawn_only(site):
             write_json(site.stamp(notebook.number), {"fingerprint": mark, "files": files})
         elif stamp:
             write_json(site.stamp(notebook.number), {**stamp, "files": {**stamp["files"], **files}})
     for name in sorted(set(stamp.get("files", {})) - set(files)) if not redraw else ():
         print(f"note: {name} is no longer made by {notebook.number}; remove it if nothing else needs it")
-    for folder in (staging,) if redraw else (staging, site.work / "runs"):
-        shutil.rmtree(folder, ignore_errors=True)
+    shutil.rmtree(staging, ignore_errors=True)
+    if not redraw and site.profile != "long":  # hours of training outlast a change of the code that measures
+        shutil.rmtree(site.work / "runs", ignore_errors=True)
     return report
 
 
@@ -177,7 +180,13 @@ def figures(site: Site, options: FigureOptions) -> None:
     print(f"{site.profile} profile on {site.dataset}, {cores()} CPU cores, results go to {where}", flush=True)
     table: list[tuple[str, str, str]] = []
     for number in plan(site, notebooks, options.only):
-        notebook, why = notebooks[number], "drawing again from published rows" if options.redraw else "asked for"
+        notebook, redraw = notebooks[number], options.redraw or notebooks[number].is_drawn_only(site)
+        if lack := notebook.lacks_rows(site):
+            if options.only is not None:
+                raise NotebookError(lack)
+            print(f"[{number}] left out: {lack}", flush=True)
+            continue
+        why = "drawing again from published rows" if redraw else "asked for"
         if not (options.redraw or options.force):
             reason = outdated(site, notebooks, number)
             if reason is None:
@@ -185,9 +194,9 @@ def figures(site: Site, options: FigureOptions) -> None:
                 continue
             why = reason
         past = read_json(site.home / RUNS).get(number, {})
-        hint = f" (last time {past['seconds']:.0f} s)" if past and not options.redraw else ""
+        hint = f" (last time {past['seconds']:.0f} s)" if past and not redraw else ""
         print(f"[{number}] {notebook.path.stem}: {why}{hint}", flush=True)
-        report = make(site, notebook, fingerprint(site, notebooks, number), redraw=options.redraw)
+        report = make(site, notebook, fingerprint(site, notebooks, number), redraw=redraw)
         print(f"[{number}] done in {report['seconds']:.0f} s", flush=True)
         table.append((notebook.path.stem, f"{report['seconds']:.1f}", f"{report['peak_gib']:.2f}"))
     if all(seconds == "up to date" for _, seconds, _ in table):

@@ -19,12 +19,17 @@ from scripts.publish import Site, changed_file, file_digest, read_json
 
 @dataclass(frozen=True)
 class Notebook:
-    """A source notebook; `needs` are the numbers of the notebooks whose results it reads."""
+    """A source notebook; `needs` are the numbers of the notebooks whose results it reads.
+
+    One of the long profile is computed by that profile alone, or small by the smoke profile; the paper profile draws it
+    from its published rows.
+    """
 
     path: Path
     needs: tuple[str, ...]
     figures: tuple[str, ...]
     source: str  # hash of its cells and promises, without outputs
+    profile: str = "paper"  # or "long"
 
     @property
     def number(self) -> str:
@@ -39,9 +44,25 @@ class Notebook:
             raise NotebookError(
                 f"{path.name} promises {', '.join(odd)}: a figure's name begins with its notebook's number"
             )
+        profile = about.get("profile", "paper")
+        if profile not in ("paper", "long"):
+            raise NotebookError(
+                f'{path.name} is of the profile {profile!r}: there are "paper", the default, and "long"'
+            )
         cells = [[cell.cell_type, cell.source, sorted(cell.metadata.get("tags", []))] for cell in nb.cells]
         source = json.dumps([cells, needs, figures])
-        return cls(path, needs, figures, hashlib.sha256(source.encode()).hexdigest())
+        return cls(path, needs, figures, hashlib.sha256(source.encode()).hexdigest(), profile)
+
+    def is_drawn_only(self, site: Site) -> bool:
+        """Whether this site draws it from rows that another profile has computed."""
+        return self.profile == "long" and site.profile == "paper"
+
+    def lacks_rows(self, site: Site) -> str | None:
+        """Why this site has nothing to draw it from, and what to do; None where it can be made."""
+        if not self.is_drawn_only(site) or any((site.home / "figures" / "data").glob(f"{self.number}_*.csv")):
+            return None
+        command = f"make figures PROFILE=long NB={self.number} DATASET={site.dataset}"
+        return f"{self.path.name} has no rows for {site.dataset} yet; `{command}` makes them, in hours"
 
 
 def discover(root: Path) -> dict[str, Notebook]:
@@ -95,12 +116,20 @@ def published(site: Site, notebook: Notebook) -> bool:
 
 
 def plan(site: Site, notebooks: dict[str, Notebook], only: str | None) -> list[str]:
-    """The numbers to look at, in order; for one notebook: what it needs first, as far as that was never published."""
-    if only is None:
+    """The numbers to look at, in order; for one notebook: what it needs first, as far as that was never published.
+
+    In the long profile these are its notebooks, and likewise what they need first.
+    """
+    if only is None and site.profile != "long":
         return list(notebooks)
-    number = only[:2].zfill(2)
-    if number not in notebooks:
-        raise NotebookError(f"no notebook {only}; there are {', '.join(sorted(notebooks))}")
+    if only is None:
+        wanted = {number for number, notebook in notebooks.items() if notebook.profile == "long"}
+    else:
+        wanted = {only[:2].zfill(2)}
+    if unknown := sorted(wanted - set(notebooks)):
+        raise NotebookError(f"no notebook {', '.join(unknown)}; there are {', '.join(sorted(notebooks))}")
+    if site.profile == "long" and (paper := sorted(n for n in wanted if notebooks[n].profile != "long")):
+        raise NotebookError(f"notebook {', '.join(paper)} is not of the long profile: leave out PROFILE=long")
     missing: set[str] = set()
 
     def collect(one: str) -> None:
@@ -109,8 +138,9 @@ def plan(site: Site, notebooks: dict[str, Notebook], only: str | None) -> list[s
                 missing.add(need)
                 collect(need)
 
-    collect(number)
-    if missing:
-        names = ", ".join(sorted(missing))
-        print(f"{number} needs {names}, not yet made for {site.profile} on {site.dataset}: first {names}")
-    return [one for one in notebooks if one in missing or one == number]
+    for number in wanted:
+        collect(number)
+    if missing := missing - wanted:
+        names, asked = ", ".join(sorted(missing)), ", ".join(sorted(wanted))
+        print(f"{asked} needs {names}, not yet made for {site.profile} on {site.dataset}: first {names}")
+    return [one for one in notebooks if one in missing | wanted]

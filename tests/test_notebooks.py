@@ -96,7 +96,8 @@ def test_the_parameters_are_profile_dataset_and_recompute(path: Path) -> None:
     for statement in ast.parse(cells[0].source).body:
         assert isinstance(statement, ast.Assign) and isinstance(statement.targets[0], ast.Name)
         values[statement.targets[0].id] = ast.literal_eval(statement.value)
-    assert values == {"profile": "paper", "dataset": "auto", "recompute": False}
+    profile = read(path).metadata["paperlib"].get("profile", "paper")
+    assert values == {"profile": profile, "dataset": "auto", "recompute": False}
     assert not any("injected-parameters" in cell.metadata.get("tags", []) for cell in read(path).cells)
 
 

@@ -11,7 +11,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from paperlib.bounds.box import Interval
-from paperlib.bounds.linear import LinearFunction, LinearRelaxation
+from paperlib.bounds.linear import AlphaRelaxation, LinearFunction, LinearRelaxation
+
+BISECTIONS = 10  # for a tangent, which is a bound however near it comes
 
 Curve = Callable[[Tensor], Tensor]  # elementwise
 
@@ -33,13 +35,82 @@ def concave(function: Curve, derivative: Curve, box: Interval) -> LinearRelaxati
 
 
 def sigmoidal(function: Curve, derivative: Curve, box: Interval) -> LinearRelaxation:
-    """For an increasing function whose derivative rises to one peak and falls: least slope, through either end.
+    """For an increasing function whose derivative rises up to 0 and falls from there: two families of lines.
 
-    Over a box such a derivative is smallest at an end (Singh et al. 2018, "Fast and effective robustness
+    Where the function is convex up to 0 and concave from there, the lower line is a tangent at a point of the convex
+    part, or a line through the lower end; the upper one likewise from the other side. The initial lines are CROWN's
+    (Zhang et al. 2018): the tangent through the other end, the chord, or over a convex part the tangent at its middle.
+    The first ones (alpha 0) have the least slope of the box (Singh et al. 2018, "Fast and effective robustness
     certification").
+
+    Args:
+        derivative: at 0 its peak, if it jumps there.
     """
-    slope = torch.minimum(*(derivative(end) for end in box))
-    return LinearRelaxation(*(LinearFunction(slope, function(end) - slope * end) for end in box))
+    lower = _sigmoidal_below(function, derivative, box)
+    # above it is what its image under v -> -v is below:  f(v) = -g(-v)  with  g(v) = -f(-v)
+    mirrored = _sigmoidal_below(lambda v: -function(-v), lambda v: derivative(-v), Interval(-box.upper, -box.lower))
+    upper = AlphaRelaxation(mirror(mirrored.initial), mirrored.alpha, lambda share: mirror(mirrored.at(share)))
+    return LinearRelaxation(lower, upper)
+
+
+def mirror(function: LinearFunction) -> LinearFunction:
+    """What a line above a curve becomes, below it or above, when the curve is turned by half a turn around 0."""
+    return LinearFunction(function.slope, -function.offset)
+
+
+def _sigmoidal_below(function: Curve, derivative: Curve, box: Interval) -> AlphaRelaxation[LinearFunction]:
+    # Each line is the highest one of its slope that is below the curve at both ends of the box and at one point of the
+    # convex part, where it is a tangent if that point is not the lower end. So it is below the curve between them,
+    # wherever the point is: above the tangent where the curve is convex, and lowest at an end where it is concave.
+    fixed = box.map(Tensor.detach)
+    low, high = fixed
+    middle, first = _convex_end(fixed), derivative(low)
+    tangents = (low < middle) & (function(high) - function(low) > first * (high - low))  # else the chord is below
+    touch = torch.where(high > middle, _touching(function, derivative, fixed), (low + middle) / 2)
+    alpha = torch.where(tangents, (touch - low) / torch.where(tangents, middle - low, 1.0), 1.0).clamp(0, 1)
+
+    def lines(ends: Interval) -> Callable[[Tensor], LinearFunction]:
+        at_low, at_high = ends.map(function)
+        last, slopes = _convex_end(ends), ends.map(derivative)
+        least, chord = torch.minimum(*slopes), chord_below(function, derivative, ends).slope
+        # where the derivative jumps at 0, all slopes between both are those of a tangent: also that to the upper end
+        run = ends.upper - last
+        to_end = (at_high - function(last)) / torch.where(run > 0, run, 1.0)
+        at_last = torch.maximum(torch.minimum(to_end, derivative(last)), derivative(_before_0(last)))
+
+        def line(share: Tensor) -> LinearFunction:
+            point = torch.where(tangents, torch.lerp(ends.lower, last, share), ends.lower)
+            of_tangent = torch.where(point < last, derivative(point), at_last)
+            slope = torch.where(tangents, of_tangent, torch.lerp(least, chord, share))
+            at_ends = torch.minimum(at_low - slope * ends.lower, at_high - slope * ends.upper)
+            return LinearFunction(slope, torch.minimum(at_ends, function(point) - slope * point))
+
+        return line
+
+    return AlphaRelaxation(lines(box)(alpha), alpha, lines(fixed))
+
+
+def _convex_end(box: Interval) -> Tensor:
+    """Where in the box the convex part up to 0 ends: its lower end, if it has none."""
+    return torch.maximum(box.lower, box.upper.clamp(max=0))
+
+
+def _before_0(at: Tensor) -> Tensor:
+    """Points up to 0, where 0 itself stands for its left: a derivative may jump there."""
+    return at.clamp(max=-torch.finfo(at.dtype).tiny)
+
+
+def _touching(function: Curve, derivative: Curve, box: Interval) -> Tensor:
+    """Roughly where the tangent at a point of the convex part meets the curve at the upper end of the box.
+
+    By bisection: from that point on the tangent is above the curve there.
+    """
+    low, touch, at_high = box.lower, _convex_end(box), function(box.upper)
+    for _ in range(BISECTIONS):
+        point = (low + touch) / 2
+        above = function(point) + derivative(_before_0(point)) * (box.upper - point) >= at_high
+        low, touch = torch.where(above, low, point), torch.where(above, point, touch)
+    return touch
 
 
 # A chord's slope is clamped to the derivatives at both ends, between which it lies: where the ends almost coincide the

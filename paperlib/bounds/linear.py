@@ -183,19 +183,43 @@ class ParallelRelaxation:
 
 
 def parallel(relaxation: LinearRelaxation, box: Interval) -> ParallelRelaxation:
-    """Both bounds with the slope of the upper one, so that their distance from f does not depend on v."""
-    upper, lower = initial_alpha(relaxation.upper), initial_alpha(relaxation.lower)
-    if isinstance(relaxation.lower, AlphaRelaxation):
-        # the member of the family whose slope is nearest to that of the upper bound
-        first = relaxation.lower.first.slope
-        span = relaxation.lower.second.slope - first
-        alpha = ((upper.slope - first) / torch.where(span == 0, 1.0, span)).clamp(0, 1)
-        lower = relaxation.lower.at(alpha)
-    # lower(v) = upper.slope * v + (tilt * v + lower.offset), whose second part is least at an end of the box
-    tilt = lower.slope - upper.slope
-    bottom = lower.offset + torch.minimum(*(tilt * relaxation.select(end) for end in box))
-    middle, radius = (upper.offset + bottom) / 2, (upper.offset - bottom) / 2
-    return ParallelRelaxation(upper.slope, middle, radius, relaxation.selection)
+    """Two bounds with one slope, so that their distance from f does not depend on v: the slope of the upper one, or the
+    least one of two families of lines where it leaves less room.
+    """
+    upper, lower = relaxation.upper, relaxation.lower
+    of_upper = _with_slope(relaxation, box, initial_alpha(upper).slope)
+    if not (isinstance(upper, AlphaRelaxation) and isinstance(lower, AlphaRelaxation)):
+        return of_upper
+    of_least = _with_slope(relaxation, box, torch.minimum(lower.first.slope, upper.first.slope))
+    better = of_least.radius < of_upper.radius
+    slope, middle, radius = (
+        torch.where(better, least, other)
+        for least, other in (
+            (of_least.slope, of_upper.slope),
+            (of_least.middle, of_upper.middle),
+            (of_least.radius, of_upper.radius),
+        )
+    )
+    return ParallelRelaxation(slope, middle, radius, relaxation.selection)
+
+
+def _with_slope(relaxation: LinearRelaxation, box: Interval, slope: Tensor) -> ParallelRelaxation:
+    """The bounds of this slope that those of a relaxation imply over the box, from the members nearest to it."""
+    ends = [relaxation.select(end) for end in box]
+    # a bound is  slope * v + (tilt * v + offset),  whose second part is least and largest at an end of the box
+    lower, upper = (_nearest(bound, slope) for bound in (relaxation.lower, relaxation.upper))
+    bottom = lower.offset + torch.minimum(*((lower.slope - slope) * end for end in ends))
+    top = upper.offset + torch.maximum(*((upper.slope - slope) * end for end in ends))
+    return ParallelRelaxation(slope, (top + bottom) / 2, (top - bottom) / 2, relaxation.selection)
+
+
+def _nearest(bound: LinearFunction | AlphaRelaxation[LinearFunction], slope: Tensor) -> LinearFunction:
+    """The bound itself; of a family one whose slope is near, and nearest if slopes are linear in alpha."""
+    if isinstance(bound, LinearFunction):
+        return bound
+    first = bound.first.slope
+    span = bound.second.slope - first
+    return bound.at(((slope - first) / torch.where(span == 0, 1.0, span)).clamp(0, 1))
 
 
 def concretize(coefficients: Tensor, box: Interval) -> Tensor:

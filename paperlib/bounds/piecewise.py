@@ -8,9 +8,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from paperlib.bounds.box import Interval
-from paperlib.bounds.curves import convex, relu_chord, sigmoidal
+from paperlib.bounds.curves import mirror, relu_chord, sigmoidal
 from paperlib.bounds.interval import interval_rule
-from paperlib.bounds.linear import AlphaRelaxation, LinearFunction, LinearRelaxation, initial_alpha
+from paperlib.bounds.linear import AlphaRelaxation, LinearFunction, LinearRelaxation
 from paperlib.bounds.relaxation import relaxation_rule
 from paperlib.bounds.rounding import FUNCTION_ERRORS, Rounding, magnitude, rounding_rule
 
@@ -29,12 +29,8 @@ def _(layer: nn.Hardtanh | nn.ReLU6, box: Interval) -> LinearRelaxation:
     upper = _above_clamp(box, layer.min_val, layer.max_val)
     # below it is what its mirror image is above:  clamp(v, low, high) = -clamp(-v, -high, -low)
     mirrored = _above_clamp(Interval(-box.upper, -box.lower), -layer.max_val, -layer.min_val)
-    lower = AlphaRelaxation(_mirror(mirrored.initial), mirrored.alpha, lambda share: _mirror(mirrored.at(share)))
+    lower = AlphaRelaxation(mirror(mirrored.initial), mirrored.alpha, lambda share: mirror(mirrored.at(share)))
     return LinearRelaxation(lower, upper)
-
-
-def _mirror(function: LinearFunction) -> LinearFunction:
-    return LinearFunction(function.slope, -function.offset)
 
 
 def _above_clamp(box: Interval, low: float, high: float) -> AlphaRelaxation[LinearFunction]:
@@ -119,17 +115,7 @@ def _(layer: nn.SELU, box: Interval) -> Interval:
 
 @relaxation_rule.register
 def _(layer: nn.SELU, box: Interval) -> LinearRelaxation:
-    # convex up to 0; over both parts the slope still rises to one peak and falls, so that it is least at an end
-    below, across = (kind(F.selu, _selu_slope, box) for kind in (convex, sigmoidal))
-
-    def chosen(first: LinearFunction, second: LinearFunction) -> LinearFunction:
-        parts = ((first.slope, second.slope), (first.offset, second.offset))
-        return LinearFunction(*(torch.where(box.upper <= 0, *pair) for pair in parts))
-
-    return LinearRelaxation(
-        chosen(initial_alpha(below.lower), initial_alpha(across.lower)),
-        chosen(initial_alpha(below.upper), initial_alpha(across.upper)),
-    )
+    return sigmoidal(F.selu, _selu_slope, box)  # convex up to 0, where its slope jumps down to that of the line
 
 
 def _selu_slope(v: Tensor) -> Tensor:

@@ -68,7 +68,7 @@ def _(layer: nn.ReLU | nn.LeakyReLU, box: Interval) -> LinearRelaxation:
 def _(layer: nn.ELU, box: Interval) -> LinearRelaxation:
     kind = convex if layer.alpha <= 1 else sigmoidal
     function = partial(F.elu, alpha=layer.alpha)  # never in place
-    return kind(function, lambda v: torch.where(v >= 0, 1.0, layer.alpha * torch.exp(v.clamp(max=0))), box)
+    return kind(function, lambda v: torch.where(v > 0, 1.0, layer.alpha * torch.exp(v.clamp(max=0))), box)
 
 
 @relaxation_rule.register

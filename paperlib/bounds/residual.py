@@ -163,8 +163,9 @@ def _elementwise(layer: _Beside, inner: LinearRelaxation, box: Interval) -> Line
     batch = len(box.lower)
 
     def beside(carried: float, rest: Tensor) -> Tensor:
-        full = rest.expand(batch, *layer.out_shape).flatten(1)
-        return torch.cat([full.new_full((batch, layer.carried), carried), full], 1)
+        data = -len(layer.out_shape)
+        full = rest.expand(*rest.shape[: data - 1], batch, *layer.out_shape).flatten(data)
+        return torch.cat([full.new_full((*full.shape[:-1], layer.carried), carried), full], -1)
 
     def function(own: LinearFunction) -> LinearFunction:
         return LinearFunction(beside(1.0, own.slope), beside(0.0, own.offset))

@@ -24,9 +24,11 @@ FLOOR = 1e-30  # gamma_1 times it is above the smallest normal number of float32
 
 # Error of elementary functions in unit roundoffs of their value; one unit in the last place (ulp) is up to two of them.
 # On the CPU torch takes SLEEF ("u10": 1 ulp), MKL's VML (high accuracy: 1 ulp) or the C library (glibc's manual: 1 ulp
-# for these), on CUDA the device library (CUDA C++ Programming Guide, mathematical functions: 2 ulp). The last two are
-# compositions: 1 / (1 + exp(-v)) and log1p(exp(v)), v at most the threshold of 50.
-FUNCTION_ERRORS = {"exp": 4, "expm1": 4, "log1p": 4, "tanh": 4, "rsqrt": 4, "sigmoid": 8, "softplus": 8}
+# for these), on CUDA the device library (CUDA C++ Programming Guide, mathematical functions: 2 ulp). Sigmoid and
+# softplus are compositions: 1 / (1 + exp(-v)) and log1p(exp(v)), v at most the threshold of 50. That of lgamma is for
+# arguments of at least 1, and of its value or 1, whichever is larger (SLEEF 1 ulp, glibc 7, CUDA 6).
+FUNCTION_ERRORS = {"exp": 4, "expm1": 4, "log": 4, "log1p": 4, "tanh": 4, "rsqrt": 4, "sigmoid": 8, "softplus": 8}
+FUNCTION_ERRORS["lgamma"] = 16
 
 
 def unit_roundoff(dtype: torch.dtype) -> float:
@@ -66,6 +68,19 @@ class Rounding:
             torch.as_tensor(self.peak) < torch.finfo(deployed).max / 8
         )
         return torch.where(fits, factor * (self.size + FLOOR) + self.jump, math.inf)
+
+
+def rounding_of_sum(few: int, parts: Tensor, terms: Tensor) -> Rounding:
+    """Of the sum over all but the batch dimension of terms, each of which errs by `few` unit roundoffs of its parts.
+
+    The sum adds errors of the terms themselves, which are far smaller than their parts where these cancel.
+
+    Args:
+        parts: the size of all that enters a term, [batch, *shape].
+        terms: the largest magnitude of each, [batch, *shape].
+    """
+    count = few + math.prod(terms.shape[1:])
+    return Rounding(count, (terms + parts * few / count).flatten(1).sum(1), peak=parts.flatten(1).sum(1))
 
 
 def magnitude(box: Interval) -> Tensor:

@@ -98,7 +98,7 @@ def _least_gap(pieces: _Pieces, slope: Tensor) -> Tensor:
     least = torch.stack([pieces.curve.function(cut) - slope * cut for cut in pieces.cuts]).amin(0)
     for low, high, convex in zip(pieces.cuts[:-1], pieces.cuts[1:], pieces.convex, strict=True):
         if convex:
-            low, high, at = low.detach(), high.detach(), slope.detach()
+            low, high, at = torch.broadcast_tensors(low.detach(), high.detach(), slope.detach())
             dips = (pieces.curve.derivative(low) < at) & (pieces.curve.derivative(high) > at)
             bottom = _bottom(pieces.curve, slope[dips], low[dips], high[dips])
             least = least.masked_scatter(dips, torch.minimum(least[dips], bottom))

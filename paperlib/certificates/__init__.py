@@ -6,7 +6,10 @@ from paperlib.certificates import (  # noqa: F401
     bernoulli_bounds,
     branch_and_bound,
     crown,
+    discretized_logistic_bounds,
     gaussian_bounds,
     gaussian_heads,
     ibp,
+    poisson_bounds,
 )
+from paperlib.certificates.ladder import beta_crown, dual_network, lagrangian, zonotope  # noqa: F401

@@ -9,6 +9,7 @@ over the box has a closed form. So pixels and latents are bounded together, not 
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Self
@@ -215,16 +216,22 @@ def backward_posterior(
 
 
 def backward_pass(
-    layers: tuple[RelaxedLayer, ...], coefficients: Tensor, constant: Tensor, select_alpha: AlphaSelector
+    layers: Sequence[RelaxedLayer], coefficients: Tensor, constant: Tensor, select_alpha: AlphaSelector
 ) -> tuple[Tensor, Tensor]:
-    """coefficients . network(v) + constant  >=  c' . v + d  over the box of v: returns c' and d, [batch]."""
+    """coefficients . network(v) + constant  >=  c' . v + d  over the box of v: returns c' and d, [*rows, batch].
+
+    Args:
+        coefficients: [*rows, batch, *shape] on the last layer's output.
+        constant: [*rows, batch].
+    """
+    data = constant.ndim
     for relaxed in reversed(layers):
         if relaxed.error is not None:
-            constant = constant - sum_per_example(coefficients.abs() * relaxed.error)
+            constant = constant - (coefficients.abs() * relaxed.error).flatten(data).sum(data)
         if isinstance(relaxed.relaxation, Affine):
-            constant = constant + coefficients.flatten(1) @ relaxed.relaxation.offset.flatten()
+            constant = constant + coefficients.flatten(data) @ relaxed.relaxation.offset.flatten()
             coefficients = relaxed.relaxation.transpose(coefficients)
         else:
             coefficients, offset = backward_substitute(coefficients, relaxed.relaxation, select_alpha)
-            constant = constant + sum_per_example(offset)
+            constant = constant + offset.flatten(data).sum(data)
     return coefficients, constant

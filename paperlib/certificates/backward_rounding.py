@@ -18,7 +18,6 @@ from paperlib.bounds.relaxation import Affine, Relaxation
 from paperlib.bounds.rounding import gamma, linear_size, magnitude, unit_roundoff
 from paperlib.certificates import posterior_bounds
 from paperlib.certificates.intervals import IntervalBounds
-from paperlib.models.likelihood import sum_per_example
 
 MOST_SUMMANDS = 2**20  # of a sum that the error below covers
 ACCUMULATION_ERROR = gamma(MOST_SUMMANDS, unit_roundoff(torch.float64))  # 1e-10
@@ -64,7 +63,7 @@ def joint_size(function: JointLinearFunction, bounds: IntervalBounds) -> Tensor:
 
 
 def cancellation(coefficients: Tensor, box: Interval) -> Tensor:
-    """What a linear bound gives up for the rounding of inputs far from 0, [batch]; a constant for autograd.
+    """What a linear bound gives up for the rounding of inputs far from 0, [*rows, batch]; a constant for autograd.
 
     An allowance, not a proof: it is for bounds in real arithmetic, and sound ones have proven terms in its place.
     Inputs that vary little around a large value have large products with their coefficients, which cancel in the sum,
@@ -76,7 +75,8 @@ def cancellation(coefficients: Tensor, box: Interval) -> Tensor:
     errors have both signs and add up like the square root of their number.
     """
     beyond = (magnitude(box) - 1).clamp(min=0)
-    return 64 * torch.finfo(beyond.dtype).eps * sum_per_example(coefficients.abs() * beyond).detach()
+    terms = (coefficients.abs() * beyond).flatten(1 - beyond.ndim).sum(-1)
+    return 64 * torch.finfo(beyond.dtype).eps * terms.detach()
 
 
 def _relaxation_size(relaxation: LinearRelaxation, largest: Tensor) -> Tensor:

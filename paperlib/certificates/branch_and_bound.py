@@ -21,8 +21,9 @@ from paperlib.certificates.crown import slack
 from paperlib.certificates.interval_elbo import elbo_lower, elbo_upper
 from paperlib.certificates.intervals import IntervalBounds, target_box
 from paperlib.certificates.method import METHODS, MemoryUse, Method
-from paperlib.certificates.refinement import ROWS, refine
+from paperlib.certificates.refinement import refine
 from paperlib.certificates.splitting import minimum
+from paperlib.certificates.unit_bounds import ROWS
 from paperlib.models.elbo import Target, check_inputs, check_target, check_targets, explain_misfit, unchecked_elbo
 from paperlib.models.vae import VAE
 from paperlib.threats.perturbation import BoxRegion, PerturbationSet, Region

@@ -32,9 +32,10 @@ from paperlib.certificates.backward import (
 )
 from paperlib.certificates.crown import CrownIBP, slack
 from paperlib.certificates.interval_elbo import elbo_lower, elbo_upper
+from paperlib.certificates.likelihood_bounds import bounds_of
 from paperlib.certificates.method import Method, Problem, find_method
 from paperlib.models.elbo import Target
-from paperlib.models.likelihood import Bernoulli, Gaussian, Likelihood, softplus
+from paperlib.models.likelihood import Likelihood
 from paperlib.models.vae import VAE
 from paperlib.runtime.inference import outside_inference_mode
 from paperlib.threats.perturbation import PerturbationSet
@@ -152,26 +153,23 @@ def _fit(relaxed: RelaxedVAE, terms: ElboTerms, sign: float) -> JointLinearFunct
     corner: at which end of the target a margin is least depends on both models. The convex A is below its chord and
     above its tangent at the middle of the box. Without h(t) much of what is common to two models is gone.
     """
-    bounds, likelihood = relaxed.bounds, relaxed.vae.likelihood
-    if type(likelihood) is Bernoulli:
-        precision = torch.ones_like(bounds.output.lower)
-    elif type(likelihood) is Gaussian:
-        precision = torch.exp(-2 * likelihood.log_scale).expand_as(bounds.output.lower)
-    else:
+    bounds, form = relaxed.bounds, bounds_of(relaxed.vae.likelihood).natural_form()
+    if form is None:
         return terms.fit
-    binary = type(likelihood) is Bernoulli
 
-    def negative(value: Tensor) -> Tensor:  # -A
-        return -softplus(value) if binary else -precision * value.square() / 2
+    def negative(value: Tensor) -> Tensor:
+        return -form.normalizer(value)
 
     def slope(value: Tensor) -> Tensor:
-        return -torch.sigmoid(value) if binary else -precision * value
+        return -form.mean(value)
 
     output, target = bounds.output, bounds.target if terms.target is None else terms.target.point
     line = chord_below(negative, slope, output) if sign > 0 else tangent(negative, slope, output.center)
     product = target.center * output.center + sign * target.radius * output.radius
     return JointLinearFunction(
-        line.slope + precision * target.center, precision * output.center, line.offset - precision * product
+        line.slope + form.precision * target.center,
+        form.precision * output.center,
+        line.offset - form.precision * product,
     )
 
 
@@ -206,10 +204,14 @@ def difference_lower(a: LinearElboBounds, b: LinearElboBounds) -> Tensor:
 
 
 def _same_term_of_target(a: Likelihood, b: Likelihood) -> bool:
-    """Whether h(t) of `_fit` is the same of both, and their difference is without it: it is 0 but for a Gaussian."""
-    if type(a) is Gaussian and type(b) is Gaussian:
-        return torch.equal(*torch.broadcast_tensors(a.log_scale, b.log_scale))
-    return Gaussian not in (type(a), type(b))
+    """Whether h(t) of `_fit` is the same of both, and their difference is without it."""
+    first, second = (
+        None if form is None else form.base_of for form in (bounds_of(each).natural_form() for each in (a, b))
+    )
+    if first is None or second is None:
+        return first is second  # 0, or not apart from the rest
+    parameters = zip(first.state_dict().values(), second.state_dict().values(), strict=False)
+    return type(first) is type(second) and all(torch.equal(*torch.broadcast_tensors(*pair)) for pair in parameters)
 
 
 def _shared_layers(a: RelaxedVAE, b: RelaxedVAE) -> int:

@@ -8,16 +8,31 @@ Shapes: output and target are [batch, *data_shape]; sums over an example are [ba
 """
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from functools import singledispatch
 from typing import Literal
 
 from torch import Tensor
 
 from paperlib.bounds.box import Interval
+from paperlib.bounds.curves import Curve
 from paperlib.bounds.linear import AlphaRelaxation, JointLinearFunction
 from paperlib.bounds.rounding import Rounding
 from paperlib.bounds.rules import UnsupportedLayerError, overridden, registered_type
 from paperlib.models.likelihood import Likelihood
+
+# what `log_prob` and `mean` of an exponential family are made of
+EXPONENTIAL_FAMILY = ("log_density", "log_normalizer", "mean_parameter", "natural_parameter", "log_base_measure")
+
+
+@dataclass(frozen=True)
+class NaturalForm:
+    """log p(t | l)  =  precision * t * l - A(l) + h(t),  elementwise, with A convex."""
+
+    precision: float | Tensor
+    normalizer: Curve  # A
+    mean: Curve  # A'
+    base_of: Likelihood | None = None  # whose h it is; None for an h of 0
 
 
 class LikelihoodBounds(ABC):
@@ -65,6 +80,13 @@ class LikelihoodBounds(ABC):
             f'{type(self).__name__} has no linear_above, which linear bounds need: use method="ibp"'
         )
 
+    def natural_form(self) -> NaturalForm | None:
+        """The form of log p of an exponential family; None for other likelihoods, or where it does not help.
+
+        Bounds of the difference of two ELBOs use it: an h that is common to both models cancels.
+        """
+        return None
+
     def decrease_bound(self, output: Interval, target: Interval) -> tuple[Tensor, Tensor]:
         """Slope and curvature, each [batch, *data_shape] and not negative, that bound how far `log_prob` can fall:
 
@@ -107,7 +129,7 @@ def bounds_of(likelihood: Likelihood, method: Literal["log_prob", "mean"] = "log
     Raises UnsupportedLayerError where none are registered for its type, or where a subclass or the object itself
     replaces the method that the registered ones bound.
     """
-    bounded = frozenset({method})
+    bounded = frozenset({method, *EXPONENTIAL_FAMILY})
     kind = registered_type(likelihood_bounds, type(likelihood))
     if kind is None or overridden(type(likelihood), kind, bounded) or bounded.intersection(vars(likelihood)):
         name = type(likelihood).__name__

@@ -10,7 +10,7 @@ pass of its own.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -25,47 +25,46 @@ from paperlib.certificates import posterior_bounds
 from paperlib.certificates.backward import RelaxedVAE
 from paperlib.certificates.backward_rounding import ACCUMULATION_ERROR, PosteriorRounding, layer_size
 from paperlib.certificates.input_term import InputTerm
+from paperlib.certificates.latent_zonotope import Zonotope, reparametrize
 from paperlib.certificates.relaxed_layer import RelaxedLayer
+from paperlib.certificates.unit_bounds import ROWS, DecoderPass, EncoderPass, bound_units
 from paperlib.threats.perturbation import ChangeRegion, Region
-
-ROWS = 64  # units of the encoder that are bounded at a time
-
-
-@dataclass(frozen=True)
-class Zonotope:
-    """All  center + generators . eta + independent_error * eta'  with eta [errors], which the rows share, and with
-    eta' [rows], both in [-1, 1]; and with the term of inputs, where there is one, which the rows share as well.
-    """
-
-    center: Tensor  # [batch, rows]
-    generators: Tensor  # [batch, rows, errors]
-    independent_error: Tensor  # [batch, rows]
-    inputs: InputTerm | None = None  # None: the generators hold those of a box of inputs
-
-    @property
-    def box(self) -> Interval:
-        radius = self.generators.abs().sum(2) + self.independent_error
-        radius = radius * outward(self.generators.shape[2], radius.dtype)
-        if self.inputs is None:
-            return Interval(self.center - radius, self.center + radius)
-        lower, upper = self.inputs.box
-        return Interval(self.center + lower, self.center + upper).widen(radius)
 
 
 @torch.no_grad()
-def refine(relaxed: RelaxedVAE) -> RelaxedVAE:
-    """The same VAE relaxed over tighter boxes of everything after the encoder's first activation (CROWN)."""
-    encoder = _refine_encoder(relaxed)
-    posterior = _backward_zonotope(encoder, relaxed.bounds.region, _identity(relaxed.bounds.encoder[-1]))
-    mean, log_var = posterior.box.intersect(relaxed.bounds.encoder[-1]).chunk(2, 1)
-    latents, latent = _reparametrize(relaxed, posterior, mean, log_var)
-    decoder, output = _refine_decoder(relaxed, latent, latents)
-    boxes = [*(layer.box for layer in decoder), output]
-    bounds = replace(relaxed.bounds, mean=mean, log_var=log_var, decoder=boxes)
+def refine(relaxed: RelaxedVAE, alpha_steps: int = 0) -> RelaxedVAE:
+    """The same VAE relaxed over tighter boxes of everything after the encoder's first activation (CROWN).
+
+    Args:
+        alpha_steps: of the optimisation of the alphas of each unit, where units have passes of their own: see
+            `has_unit_passes`.
+    """
+    by_unit = has_unit_passes(relaxed)
+    encoder = _refine_encoder(relaxed, by_unit, alpha_steps)
+    region = relaxed.bounds.region
+    posterior = _backward_zonotope(encoder, region, _identity(relaxed.bounds.encoder[-1]))
+    box = posterior.box.intersect(relaxed.bounds.encoder[-1])
+    if by_unit:
+        box = bound_units(box, EncoderPass(encoder, region), alpha_steps)
+    mean, log_var = box.chunk(2, 1)
+    latents, latent = reparametrize(relaxed, posterior, mean, log_var)
+    bounds = replace(relaxed.bounds, mean=mean, log_var=log_var)
     scale = posterior_bounds.scale_relaxation(log_var)
     deployed = relaxed.deployed
     rounding = None if deployed is None else PosteriorRounding.of(bounds, relaxed.noise, scale, deployed)
-    return replace(relaxed, bounds=bounds, encoder=encoder, decoder=decoder, scale=scale, rounding=rounding)
+    refined = replace(relaxed, bounds=bounds, encoder=encoder, scale=scale, rounding=rounding)
+    decoder, output = _refine_decoder(refined, latent, latents, by_unit, alpha_steps)
+    boxes = [*(layer.box for layer in decoder), output]
+    return replace(refined, bounds=replace(bounds, decoder=boxes), decoder=decoder)
+
+
+def has_unit_passes(relaxed: RelaxedVAE) -> bool:
+    """Whether units get backward passes of their own: where the encoder or the decoder has several nonlinear layers.
+
+    Behind a single one the zonotope of the latents does almost as much, at a part of the cost.
+    """
+    halves = relaxed.encoder, relaxed.decoder
+    return any(sum(isinstance(layer.relaxation, LinearRelaxation) for layer in half) > 1 for half in halves)
 
 
 def _backward_zonotope(layers: Sequence[RelaxedLayer], region: Region, coefficients: Tensor) -> Zonotope:
@@ -102,7 +101,7 @@ def _backward_zonotope(layers: Sequence[RelaxedLayer], region: Region, coefficie
     return Zonotope(center.T, errors.transpose(0, 1), independent_error.T, inputs)
 
 
-def _refine_encoder(relaxed: RelaxedVAE) -> tuple[RelaxedLayer, ...]:
+def _refine_encoder(relaxed: RelaxedVAE, by_unit: bool, alpha_steps: int) -> tuple[RelaxedLayer, ...]:
     layers: list[RelaxedLayer] = []
     after_nonlinearity = False  # only then is the interval box not tight
     box = relaxed.bounds.input
@@ -114,6 +113,10 @@ def _refine_encoder(relaxed: RelaxedVAE) -> tuple[RelaxedLayer, ...]:
                 boxes = [_backward_zonotope(layers, relaxed.bounds.region, rows).box for rows in units]
                 lower, upper = (torch.cat(ends, 1).view_as(old.box.lower) for ends in zip(*boxes, strict=True))
                 tighter = layer.box.intersect(Interval(lower, upper))
+                if by_unit:
+                    layer = RelaxedLayer.of(old.place, old.layer, tighter, relaxed.deployed)
+                    backward = EncoderPass(layers, relaxed.bounds.region)
+                    tighter = bound_units(tighter, backward, alpha_steps, layer.relaxation)
                 layer = RelaxedLayer.of(old.place, old.layer, tighter, relaxed.deployed)
             after_nonlinearity = True
         layers.append(layer)
@@ -126,44 +129,13 @@ def _image(layer: RelaxedLayer) -> Interval:
     return image if layer.rounding is None else image.widen(layer.rounding)
 
 
-def _reparametrize(
-    relaxed: RelaxedVAE, posterior: Zonotope, mean: Interval, log_var: Interval
-) -> tuple[Zonotope, Interval]:
-    """The latents' zonotope and their box, from the zonotope of mean and log_var and the boxes of both."""
-    # latent = mean + noise * exp(log_var / 2): errors that both share cancel where they can, before a box is taken
-    noise = relaxed.noise
-    scale = parallel(posterior_bounds.scale_relaxation(log_var), log_var)
-    slope = noise * scale.slope
-    (mean_center, log_var_center), (mean_generators, log_var_generators) = (
-        part.chunk(2, 1) for part in (posterior.center, posterior.generators)
-    )
-    center = mean_center + slope * log_var_center + noise * scale.middle
-    independent_error = noise.abs() * scale.radius
-    interval = posterior_bounds.reparametrize_bounds(mean, log_var, noise)
-    if relaxed.deployed is not None:
-        tighter = replace(relaxed.bounds, mean=mean, log_var=log_var)
-        rounding = PosteriorRounding.of(tighter, noise, posterior_bounds.scale_relaxation(log_var), relaxed.deployed)
-        mean_error, log_var_error = posterior.independent_error.chunk(2, 1)
-        mean_size, log_var_size = (magnitude(part) for part in posterior.box.chunk(2, 1))
-        independent_error = independent_error + mean_error + slope.abs() * log_var_error + rounding.latent
-        size = mean_size + slope.abs() * log_var_size + (noise * scale.middle).abs()
-        independent_error = independent_error + ACCUMULATION_ERROR * size
-        interval = interval.widen(rounding.latent)
-    generators = mean_generators + slope.unsqueeze(2) * log_var_generators
-    inputs = posterior.inputs
-    if inputs is not None:
-        mean_coefficients, log_var_coefficients = inputs.coefficients.chunk(2, 0)
-        rows = slope.T.view(*log_var_coefficients.shape[:2], *[1] * (log_var_coefficients.ndim - 2))
-        inputs = InputTerm(mean_coefficients + rows * log_var_coefficients, inputs.region)
-    latents = Zonotope(center, generators, independent_error, inputs)
-    return latents, latents.box.intersect(interval)
-
-
 def _refine_decoder(
-    relaxed: RelaxedVAE, latent: Interval, latents: Zonotope
+    relaxed: RelaxedVAE, latent: Interval, latents: Zonotope, by_unit: bool, alpha_steps: int
 ) -> tuple[tuple[RelaxedLayer, ...], Interval]:
     """The decoder relaxed over refined boxes, and the refined box of its output."""
     layers: list[RelaxedLayer] = []
+    encoder = EncoderPass(relaxed.encoder, relaxed.bounds.region)
+    backward = DecoderPass(layers, relaxed.scale, relaxed.noise, relaxed.rounding, encoder)  # from those before a layer
     box = latent
     # each layer's output is  coefficients . (latent - center)  plus a rest in its box
     coefficients, rest = _identity(latent), Interval(latents.center, latents.center)
@@ -171,6 +143,9 @@ def _refine_decoder(
     generators = torch.cat([latents.generators, torch.diag_embed(latents.independent_error)], 2)
     for old in relaxed.decoder:
         layer = RelaxedLayer.of(old.place, old.layer, box.intersect(old.box), relaxed.deployed)
+        if by_unit and isinstance(layer.relaxation, LinearRelaxation):
+            tighter = bound_units(layer.box, backward, alpha_steps, layer.relaxation)
+            layer = RelaxedLayer.of(old.place, old.layer, tighter, relaxed.deployed)
         layers.append(layer)
         box = _image(layer)
         rounding = _forward_rounding(layer, coefficients, rest, reach)
@@ -185,7 +160,7 @@ def _refine_decoder(
             middle = relaxation.slope_times(rest.center) + relaxation.middle
             radius = relaxation.spread(rest.radius) + relaxation.radius + rounding
             rest = Interval(middle, middle).widen(radius * outward(2, radius.dtype))
-    return tuple(layers), box
+    return tuple(layers), bound_units(box, backward, alpha_steps) if by_unit else box
 
 
 def _forward_rounding(layer: RelaxedLayer, coefficients: Tensor, rest: Interval, reach: Tensor) -> Tensor:

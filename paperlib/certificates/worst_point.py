@@ -9,7 +9,7 @@ from paperlib.certificates.method import Problem
 from paperlib.models.elbo import Target
 from paperlib.models.vae import VAE
 from paperlib.runtime.inference import outside_inference_mode
-from paperlib.threats.perturbation import PerturbationSet
+from paperlib.threats.perturbation import PerturbationSet, Region
 
 
 @outside_inference_mode
@@ -36,9 +36,14 @@ def linear_bound_point(
     with torch.no_grad():
         relaxed = (method or CrownIBP()).relax(Problem.checked(vae, x, ball, noise, target, sound=False))
         coefficients, _ = backward_elbo(relaxed, 1.0, terms_below(relaxed))
+    return ball.project(least_point(relaxed.bounds.region, coefficients), x)
+
+
+def least_point(region: Region, coefficients: Tensor) -> Tensor:
+    """Where  coefficients . x'  is least over the region, or near to it, [batch, *data_shape]: see above."""
     # The least value of a linear function over a set is concave in its coefficients, and its gradient in them is the
     # point at which it is attained, whatever the set.
-    coefficients.requires_grad_()
+    coefficients = coefficients.detach().requires_grad_()
     with torch.enable_grad():
-        (point,) = torch.autograd.grad(relaxed.bounds.region.concretize(coefficients).sum(), coefficients)
-    return ball.project(point, x)
+        (point,) = torch.autograd.grad(region.concretize(coefficients).sum(), coefficients)
+    return region.project(point)

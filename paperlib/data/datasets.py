@@ -20,6 +20,7 @@ import torch
 
 from paperlib.data.anomalies import heartbeats, tumours
 from paperlib.data.arrays import DataError, Dataset
+from paperlib.data.counts import digit_counts
 from paperlib.data.embedded import embedded_arrays
 from paperlib.data.letters import download_letters
 from paperlib.data.toys import TOYS, toy_points
@@ -46,6 +47,7 @@ CHECKSUMS = {
     "mnist5k": {"mnist5k.npz": "809ec085d551285cf9efad12c42a6aead98c62f96eb9936cc5b778870773e50d"},
     "ecg5000": {"ecg5000.npz": "7315c131ffd1ac02069bb4169bfd1203f4857b586a4cf4590fc061cf9ab601a3"},
     "wdbc": {"scikit-learn": "3a54a12ffd3db348fbe319a9056329cde28da5b2e5ecc26ff7fb9f54aa7cc9f4"},
+    "digit-counts": {"scikit-learn": "87ff0c9e40dc7e2c0e34e7257799c2e3f3aec1a016363bb11cad869ec428a826"},
 }
 
 Split = Literal["train", "test"]
@@ -56,12 +58,13 @@ def load_dataset(name: str, split: Split = "train") -> Dataset:
 
     Args:
         name: "mnist", "fashion-mnist", "mnist5k", "auto" (see `resolve`); for detectors "ecg5000" and "wdbc" (see
-            `paperlib.data.anomalies`) and the letters "notmnist"; "two-moons", "eight-gaussians" or "pinwheel".
+            `paperlib.data.anomalies`) and the letters "notmnist"; the table of counts "digit-counts", in [0, 16] (see
+            `paperlib.data.counts`); "two-moons", "eight-gaussians" or "pinwheel".
         split: "train" or "test"; of "notmnist" there is a test set only.
 
     Raises:
         DataError: a file is missing and cannot be downloaded, or its checksum differs; nothing is overwritten.
-        ModuleNotFoundError: "wdbc" without scikit-learn, which brings it.
+        ModuleNotFoundError: "wdbc" or "digit-counts" without scikit-learn, which brings them.
         ValueError: an unknown name or split.
     """
     if split not in ("train", "test"):
@@ -75,6 +78,8 @@ def load_dataset(name: str, split: Split = "train") -> Dataset:
         return heartbeats(split, CHECKSUMS[name]["ecg5000.npz"])
     if name == "wdbc":
         return tumours(split, CHECKSUMS[name]["scikit-learn"])
+    if name == "digit-counts":
+        return digit_counts(split, CHECKSUMS[name]["scikit-learn"])
     if name == "notmnist" and split == "train":
         raise ValueError("notmnist has a test set only: its letters are outliers for models of digits")
     if name in ("mnist", "fashion-mnist", "notmnist"):

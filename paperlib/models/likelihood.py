@@ -40,28 +40,65 @@ def sum_per_example(terms: Tensor) -> Tensor:
     return terms.flatten(1).sum(1)
 
 
-class Bernoulli(Likelihood):
+class ExponentialFamily(Likelihood):
+    """Independent elements of one natural exponential family, with the output as natural parameter l:
+
+        log p(t | l)  =  t * l - A(l) + h(t),        A convex, h concave or 0, and the mean is A'(l)
+
+    A family of one's own is bounded by `ExponentialFamilyBounds` (`paperlib.certificates.exponential_bounds`), to be
+    registered for it. All functions are elementwise.
+    """
+
+    @abstractmethod
+    def log_normalizer(self, output: Tensor) -> Tensor:
+        """A(l)."""
+
+    @abstractmethod
+    def mean_parameter(self, output: Tensor) -> Tensor:
+        """A'(l), increasing in l."""
+
+    @abstractmethod
+    def natural_parameter(self, mean: Tensor) -> Tensor:
+        """The l with A'(l) = mean, to rounding; infinite beyond the ends of what A' takes, or too large to matter."""
+
+    def log_base_measure(self, target: Tensor) -> Tensor | None:
+        """h(t), differentiable; None where it is 0."""
+        return None
+
+    def log_prob(self, output: Tensor, target: Tensor) -> Tensor:
+        return sum_per_example(self.log_density(output, target))
+
+    def terms(self, output: Tensor, target: Tensor) -> Tensor:
+        return self.log_density(output, target)
+
+    def log_density(self, output: Tensor, target: Tensor) -> Tensor:
+        """log p(t | l) of each element."""
+        base = self.log_base_measure(target)
+        fit = target * output if base is None else target * output + base
+        return fit - self.log_normalizer(output)
+
+    def mean(self, output: Tensor) -> Tensor:
+        return self.mean_parameter(output)
+
+
+class Bernoulli(ExponentialFamily):
     """Independent Bernoulli pixels with the output as logit l: log p(t | l) = t * l - softplus(l), for t in [0, 1].
 
-    For grey values in between it is the usual unnormalised VAE objective. For targets outside [0, 1] log p grows with
-    the logit without end, so they are refused wherever data come in, with no allowance.
+    For grey values in between it is the usual unnormalised VAE objective; `ContinuousBernoulli` is the density that
+    belongs to it. For targets outside [0, 1] log p grows with the logit without end, so they are refused wherever data
+    come in, with no allowance.
     """
 
     support = (0.0, 1.0)
 
-    def log_prob(self, output: Tensor, target: Tensor) -> Tensor:
-        return sum_per_example(bernoulli_log_density(output, target))
+    def log_normalizer(self, output: Tensor) -> Tensor:
+        return softplus(output)
 
-    def terms(self, output: Tensor, target: Tensor) -> Tensor:
-        return bernoulli_log_density(output, target)
-
-    def mean(self, output: Tensor) -> Tensor:
+    def mean_parameter(self, output: Tensor) -> Tensor:
         return torch.sigmoid(output)
 
-
-def bernoulli_log_density(logit: Tensor, target: Tensor) -> Tensor:
-    """target * logit - softplus(logit)  of each element."""
-    return target * logit - softplus(logit)
+    def natural_parameter(self, mean: Tensor) -> Tensor:
+        return torch.logit(mean.clamp(0, 1))
 
 
 class _Softplus(torch.autograd.Function):

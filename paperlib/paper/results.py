@@ -19,7 +19,7 @@ from paperlib.models.vae import VAE
 from paperlib.runtime.files import ConfigMismatchError, DamagedFileError, atomic, read_tensors, write_tensors
 from paperlib.runtime.parallel import in_parallel, training_jobs
 from paperlib.runtime.progress import announce
-from paperlib.runtime.rows import read_rows, write_rows
+from paperlib.runtime.rows import read_header, read_rows, write_rows
 from paperlib.training.checkpoint import load, save
 from paperlib.training.config import TrainConfig
 from paperlib.training.loop import TrainResult, train
@@ -28,7 +28,12 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def home(profile: str, dataset: str) -> Path:
-    """The folder that holds `figures/` and `notebooks/` of a run; the repository itself for full MNIST at full size."""
+    """The folder that holds `figures/` and `notebooks/` of a run; the repository itself for full MNIST at full size.
+
+    Results of the long profile lie beside those of the paper profile, which draws them again.
+    """
+    if profile == "long":
+        profile = "paper"
     return ROOT if (profile, dataset) == ("paper", "mnist") else work(profile, dataset)
 
 
@@ -83,8 +88,8 @@ class Results:
     @classmethod
     def open(cls, profile: str, dataset: str, recompute: bool) -> "Results":
         """Raises ValueError for an unknown profile. Loading needs no data: "auto" then means the published results."""
-        if profile not in ("paper", "smoke"):
-            raise ValueError(f'profile must be "paper" or "smoke", got {profile!r}')
+        if profile not in ("paper", "smoke", "long"):
+            raise ValueError(f'profile must be "paper", "smoke" or "long", got {profile!r}')
         if dataset == "auto" and profile == "smoke":
             dataset = "mnist5k"
         elif dataset == "auto" and not recompute:
@@ -161,6 +166,10 @@ class Results:
         """A model that an earlier notebook trained with this configuration."""
         return load(self._find(f"{name}.safetensors"), config)
 
+    def seconds(self, name: str) -> float:
+        """How long it took to make the rows of this name, and what is stored with them: of a model, its training."""
+        return float(read_header(self._find(f"{name}.csv"))["seconds"])
+
     def load_rows(self, name: str, config: Mapping[str, Any]) -> pd.DataFrame:
         """Rows that an earlier notebook made with this configuration."""
         return read_rows(self._find(f"{name}.csv"), dict(config))
@@ -178,8 +187,12 @@ class Results:
 
     @property
     def runs(self) -> Path:
-        """The folder of all training runs by the same code, which is that of a run before an interruption."""
-        return work(self.profile, self.dataset) / "runs" / _code()
+        """The folder of all training runs by the same code, which is that of a run before an interruption.
+
+        Runs of the long profile take hours and are kept whatever the code becomes: their names are configurations.
+        """
+        runs = work(self.profile, self.dataset) / "runs"
+        return runs if self.profile == "long" else runs / _code()
 
     def _is_staged(self, file: str) -> bool:
         return bool(os.environ.get("PAPERLIB_STAGING")) and (self.target / "data" / file).is_file()

@@ -160,16 +160,17 @@ def tradeoff(rows: pd.DataFrame) -> pd.DataFrame:
                 "training radius": f"{eps:g}",
                 "kappa": f"{kappa:g}",
                 "steps": f"{part['steps'].iloc[0]:,}",
-                "clean": _over_seeds(part["clean"], "{:.1f}".format),
-                "certified: intervals": _over_seeds(part["ibp"], rounded_down),
-                "CROWN-IBP": _over_seeds(part["crown_ibp"], rounded_down),
-                "KL": _over_seeds(part["kl"], "{:.1f}".format),
+                "clean": over_seeds(part["clean"], "{:.1f}".format),
+                "certified: intervals": over_seeds(part["ibp"], rounded_down),
+                "CROWN-IBP": over_seeds(part["crown_ibp"], rounded_down),
+                "KL": over_seeds(part["kl"], "{:.1f}".format),
             }
         )
     return pd.DataFrame(table)
 
 
-def _over_seeds(values: pd.Series, text: Callable[[float], str]) -> str:
+def over_seeds(values: pd.Series, text: Callable[[float], str]) -> str:
+    """The mean over the seeds, with the lowest and the highest of them in brackets."""
     return f"{text(values.mean())} [{text(values.min())}, {text(values.max())}]"
 
 

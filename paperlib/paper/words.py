@@ -16,11 +16,15 @@ class Axis(StrEnum):
     CLEAN_KL = "clean KL (nats)"
     ATTACKED_KL = "attacked KL (nats)"
     GAP = "attacked − certified (nats)"
+    OVER_DISTANCE = "bound − largest distance² (pixels²)"
+    UNDER_LIKELIHOOD = "least log-likelihood − bound (nats)"
+    GAIN = "gain of (clean + certified) / 2 (nats)"
     LOG_LIKELIHOOD = "log-likelihood (nats)"
     PRODUCT = "$t\\,l$ (nats)"
     SLOPE = "nats per unit of $x$"
     WIDTH = "mean width (units of the layer)"
     MILLISECONDS = "time (ms, float64)"
+    SECONDS = "time an image (s, float64)"
     SCORE = "score − threshold (nats)"
     SIGNAL = "signal (units of the beat's deviation)"
     BEAT_RADIUS = "radius $\\epsilon$ (units of the beat's deviation)"
@@ -41,6 +45,7 @@ class Axis(StrEnum):
     MOVED = "(x' − x) / ε"
     COORDINATE = "latent coordinate"
     LATENT = "latent $z$"
+    LATENT_RADIUS = "radius of the box of latents"
     FIRST = "$x_1$"
     SECOND = "$x_2$"
     BEFORE_RELU = "$v$ (before ReLU)"
@@ -48,6 +53,8 @@ class Axis(StrEnum):
     LOG_VARIANCE = "log-variance $v$"
     DEVIATION = "$e^{v/2}$"
     LOGIT = "logit $l$"
+    DEPTH = "hidden layers of each half"
+    UNITS = "units of a hidden layer"
     DIAGONAL = "logit $l$ ($t$ grows with it)"
 
 
@@ -66,8 +73,9 @@ DIMENSIONLESS = frozenset(
             Axis.MOVED,
         ),
         *(Axis.BEATS, Axis.SAMPLE, Axis.AUC),
-        *(Axis.COORDINATE, Axis.LATENT, Axis.FIRST, Axis.SECOND),
+        *(Axis.COORDINATE, Axis.LATENT, Axis.LATENT_RADIUS, Axis.FIRST, Axis.SECOND),
         *(Axis.BEFORE_RELU, Axis.RELU, Axis.LOG_VARIANCE, Axis.DEVIATION, Axis.LOGIT, Axis.DIAGONAL),
+        *(Axis.DEPTH, Axis.UNITS),
     }
 )
 LOG = "log scale"  # a second line of the label where other panels of the same figure are linear

@@ -6,4 +6,13 @@ weight_decay=0.1)`.
 """
 
 # These modules register objectives with the words that stand for them.
-from paperlib.rivals import adversarial, civet, noise, outliers, smooth_encoder  # noqa: F401
+from paperlib.rivals import (  # noqa: F401
+    adversarial,
+    civet,
+    expressive_losses,
+    interval_regularisers,
+    noise,
+    outliers,
+    small_boxes,
+    smooth_encoder,
+)

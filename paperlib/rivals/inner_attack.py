@@ -39,6 +39,12 @@ def check_steps(steps: int) -> None:
         raise ValueError(f"the attack needs at least one step, got steps={steps}")
 
 
+def check_share(share: float) -> None:
+    """Raises ValueError unless it is in (0, 1]."""
+    if not 0 < share <= 1:
+        raise ValueError(f"share must be above 0 and at most 1, got {share}")
+
+
 @contextmanager
 def _in_evaluation_mode(vae: VAE) -> Iterator[None]:
     training = vae.training

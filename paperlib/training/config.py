@@ -4,19 +4,39 @@ import dataclasses
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import torch
 
 from paperlib.data.arrays import Norm
+from paperlib.models.discretized_logistic import DiscretizedLogistic
+from paperlib.models.exponential import ContinuousBernoulli, Poisson
 from paperlib.models.likelihood import Bernoulli, Gaussian, Likelihood
 from paperlib.models.vae import VAE, mlp_vae
+from paperlib.training.init import interval_aware_
 from paperlib.training.objective import full_name
 
+LikelihoodName = Literal["bernoulli", "gaussian", "continuous-bernoulli", "poisson", "discretized-logistic"]
+LIKELIHOODS: Mapping[str, Callable[[float], Likelihood]] = {
+    "bernoulli": lambda scale: Bernoulli(),
+    "gaussian": Gaussian,
+    "continuous-bernoulli": lambda scale: ContinuousBernoulli(),
+    "poisson": lambda scale: Poisson(),
+    "discretized-logistic": DiscretizedLogistic,
+}
+
 # Fields that files and digests from before do not have, with the value that those were made with.
-LATER_FIELDS: Mapping[str, Any] = {"beta": 1.0, "objective": "provae", "weight_decay": 0.0, "threat": "linf"}
+LATER_FIELDS: Mapping[str, Any] = {
+    "beta": 1.0,
+    "objective": "provae",
+    "weight_decay": 0.0,
+    "threat": "linf",
+    "init": "torch",
+    "kappa_start": 1.0,
+    "averaging": 0.0,
+}
 
 
 def _whole(name: str, value: Any) -> int:
@@ -35,8 +55,9 @@ class TrainConfig:
 
     proVAE maximises kappa * ELBO + (1 - kappa) * certificate (paper, section 4); kappa = 1 is the plain VAE. With a
     `beta` other than 1 both are of  log p - beta * KL  instead (beta-VAE: Higgins et al. 2017).
-    eps rises linearly from 0 between `ramp_start` and `ramp_end`, and kappa falls from 1 at the same time; after the
-    ramp the learning rate falls linearly to `lr_final` of its value. Both ramp ends are fractions of `steps`.
+    eps rises linearly from 0 between `ramp_start` and `ramp_end`, and kappa goes from `kappa_start` to its value at the
+    same time; after the ramp the learning rate falls linearly to `lr_final` of its value. Both ramp ends are fractions
+    of `steps`.
 
     Another `objective` than "provae" puts its own robust term in the place of the certificate, see `paperlib.rivals`.
     Kappa, eps, the ramp, beta and target keep their meaning. `bound` is then only that of the history's certificate.
@@ -47,12 +68,13 @@ class TrainConfig:
     data_shape: tuple[int, ...] = (784,)  # Shape of one example.
     hidden: tuple[int, ...] = (512,)  # Widths of the encoder's hidden layers, which the decoder mirrors.
     latent_dim: int = 20  # Number of latent coordinates.
-    likelihood: Literal["bernoulli", "gaussian"] = "bernoulli"  # Density of the data, given the decoder's output.
-    scale: float = 1.0  # Standard deviation of the Gaussian likelihood, in data units.
+    likelihood: LikelihoodName = "bernoulli"  # Density of the data, given the decoder's output.
+    scale: float = 1.0  # Standard deviation of gaussian, or scale of discretized-logistic, in data units.
     target: Literal["perturbed", "clean"] = "perturbed"  # Which input the decoder must explain.
     eps: float = 0.1  # Radius of the ball, in data units (pixels in [0, 1]).
     kappa: float = 0.5  # Weight of the clean ELBO against the certificate; 1 is the plain VAE.
-    bound: Literal["ibp", "crown-ibp"] = "ibp"  # Certificate that is trained on.
+    # Certificate that is trained on.
+    bound: Literal["ibp", "crown-ibp", "hybrid-zonotope", "zonotope", "dual-network"] = "ibp"
     steps: int = 6_900  # Number of the optimizer's steps.
     batch_size: int = 256  # Examples in a step, of all processes together.
     lr: float = 2e-3  # Learning rate of Adam, up to the end of the ramp.
@@ -62,9 +84,14 @@ class TrainConfig:
     clip: float = 1e3  # Largest gradient norm, in nats.
     seed: int = 0  # Seed of weights, batches and noise.
     beta: float = 1.0  # Weight of the KL in the objective; certificates and history are of the ELBO itself, at 1.
-    objective: str = "provae"  # One of provae, adversarial, smooth-encoder, noise, detector, civet, "civet delta=0.01".
+    # One of provae, adversarial, smooth-encoder, noise, detector, civet, sabr, mtl-ibp, exp-ibp, interval-regularised;
+    # with options: "civet delta=0.01".
+    objective: str = "provae"
     weight_decay: float = 0.0  # Each step shrinks all parameters by lr * weight_decay (AdamW); 0 is Adam.
     threat: Norm = "linf"  # Norm of the ball that is trained on: linf, l2 or l1.
+    init: Literal["torch", "interval"] = "torch"  # First weights: torch's own, or those that keep boxes small.
+    kappa_start: float = 1.0  # Weight of the clean ELBO up to the start of the ramp; it then goes to kappa.
+    averaging: float = 0.0  # Decay of the moving average of the weights that is the result; 0 is the last weights.
 
     def __post_init__(self) -> None:
         # Equal values are the same configuration and must have the same digest: an eps of 0 and one of 0.0, 1e3 steps
@@ -83,12 +110,12 @@ class TrainConfig:
             "data_shape": bool(self.data_shape) and all(side > 0 for side in self.data_shape),
             "hidden": all(width > 0 for width in self.hidden),
             "latent_dim": self.latent_dim > 0,
-            "likelihood": self.likelihood in ("bernoulli", "gaussian"),
+            "likelihood": self.likelihood in LIKELIHOODS,
             "scale": 0 < self.scale < math.inf,
             "target": self.target in ("perturbed", "clean"),
             "eps": 0 <= self.eps < math.inf,
             "kappa": 0 <= self.kappa <= 1,
-            "bound": self.bound in ("ibp", "crown-ibp"),
+            "bound": self.bound in ("ibp", "crown-ibp", "hybrid-zonotope", "zonotope", "dual-network"),
             "steps": self.steps > 0,
             "batch_size": self.batch_size > 0,
             "lr": 0 < self.lr < math.inf,
@@ -99,6 +126,9 @@ class TrainConfig:
             "beta": 0 <= self.beta < math.inf,
             "weight_decay": 0 <= self.weight_decay < math.inf,
             "threat": self.threat in get_args(Norm),
+            "init": self.init in ("torch", "interval"),
+            "kappa_start": 0 <= self.kappa_start <= 1,
+            "averaging": 0 <= self.averaging < 1,
         }
         for name, holds in rules.items():
             if not holds:
@@ -140,7 +170,7 @@ class TrainConfig:
         try:
             with torch.random.fork_rng(devices=[]), torch.device("cpu"):
                 torch.manual_seed(self.seed)
-                likelihood: Likelihood = Bernoulli() if self.likelihood == "bernoulli" else Gaussian(self.scale)
-                return mlp_vae(self.data_shape, self.hidden, self.latent_dim, likelihood)
+                vae = mlp_vae(self.data_shape, self.hidden, self.latent_dim, LIKELIHOODS[self.likelihood](self.scale))
+                return interval_aware_(vae) if self.init == "interval" else vae
         finally:
             torch.set_default_dtype(default)

@@ -26,7 +26,7 @@ from paperlib.training.checks import check_trainable
 from paperlib.training.config import TrainConfig
 from paperlib.training.objective import Objective, TrainingStep, find_objective
 from paperlib.training.resume import State, resumable, tensor_digest, translate_peer_errors
-from paperlib.training.schedule import eps_at, kappa_at, lr_at
+from paperlib.training.schedule import eps_at, kappa_at, lr_at, ramp
 
 
 @dataclass(frozen=True)
@@ -119,21 +119,21 @@ def train(
             with matmul_precision("tf32", where):
                 _epoch(state, loss, x, data, config, progress)
             with matmul_precision("ieee", where):
-                row = _measure(state.vae, x_held_out, data, config, state.step - 1)
+                row = _measure(state.result, x_held_out, data, config, state.step - 1)
             # a certificate that overflows is no sign of divergence where none is trained on
             trained_on = ("clean", "certified") if objective.bounds_layers and config.kappa < 1 else ("clean",)
             if not all(math.isfinite(row[name]) for name in trained_on):
                 what = f"held-out ELBO {row['clean']:g}, certified {row['certified']:g}"
                 raise _diverged(what, state.step - 1, state)
             state.rows.append(row)
-            state.good.load_state_dict(state.vae.state_dict())
+            state.good.load_state_dict(state.result.state_dict())
             save()
             progress.step(
                 0, note=f"clean {row['clean']:.1f}, KL {row['kl']:.1f}, certified {rounded_down(row['certified'])} nats"
             )
     if rank_and_world_size()[0] == 0 and (warning := collapse_warning(state.rows[-1]["kl"])):
         warnings.warn(warning, CollapsedPosteriorWarning, stacklevel=2)
-    return TrainResult(state.vae.cpu().eval(), pd.DataFrame(state.rows))
+    return TrainResult(state.result.cpu().eval(), pd.DataFrame(state.rows))
 
 
 def _split(data: Dataset, config: TrainConfig, any_shape: bool) -> tuple[Tensor, Tensor]:
@@ -159,7 +159,8 @@ def _begin(config: TrainConfig, vae: VAE | None, where: torch.device) -> State:
         )
     else:
         optimizer = torch.optim.Adam(vae.parameters(), lr=config.lr, fused=fused)
-    return State(vae, copy.deepcopy(vae), optimizer, torch.Generator(where).manual_seed(config.seed))
+    average = copy.deepcopy(vae) if config.averaging > 0 else None
+    return State(vae, copy.deepcopy(vae), optimizer, torch.Generator(where).manual_seed(config.seed), average=average)
 
 
 def _identity(config: TrainConfig, data: Dataset, vae: VAE | None, where: torch.device) -> dict[str, Any]:
@@ -191,7 +192,9 @@ def _epoch(state: State, loss_of: nn.Module, x: Tensor, data: Dataset, config: T
         part, start, noise = (whole.tensor_split(count)[rank] for whole in (inputs, start, noise))
         for group in state.optimizer.param_groups:
             group["lr"] = lr_at(state.step, config)
-        step = TrainingStep(part, start, ball, noise, kappa, config.bound, config.target, config.beta)
+        step = TrainingStep(
+            part, start, ball, noise, kappa, config.bound, config.target, config.beta, ramp(state.step, config)
+        )
 
         # DistributedDataParallel averages gradients over processes; this weight makes that the gradient of the batch's
         # mean when the parts differ in size.
@@ -204,6 +207,7 @@ def _epoch(state: State, loss_of: nn.Module, x: Tensor, data: Dataset, config: T
             _check_finite(torch.stack(losses).view(-1, 2), state)
             losses.clear()
         state.optimizer.step()
+        state.update_average(config.averaging)
         state.step += 1
         progress.step()
 

@@ -8,7 +8,7 @@ from paperlib.certificates.intervals import IntervalBounds, target_box
 from paperlib.certificates.method import Method, Problem, TrainableMethod, find_method
 from paperlib.models.elbo import Target
 from paperlib.models.vae import VAE
-from paperlib.threats.perturbation import PerturbationSet
+from paperlib.threats.perturbation import PerturbationSet, Region
 from paperlib.training.objective import OBJECTIVES, Objective, TrainingStep
 
 
@@ -21,12 +21,23 @@ class ProVAE(Objective):
         return True
 
     def robust_term(self, vae: VAE, step: TrainingStep) -> Tensor:
-        method, region = _trainable(step.method), step.ball.unchecked_region(step.x)
-        bounds = IntervalBounds.of(vae, region, step.noise, target_box(step.target, region.box, step.x))
-        return method.lower_over(Problem(vae, step.noise, bounds, beta=step.beta))
+        return certified_term(vae, step, step.ball.unchecked_region(step.x))
 
 
 OBJECTIVES["provae"] = ProVAE()
+
+
+def certified_term(vae: VAE, step: TrainingStep, region: Region) -> Tensor:
+    """A certified lower bound of the ELBO over a region, by the method of the step: [batch], in nats, differentiable.
+
+    Args:
+        region: around as many inputs as the step has, which need not be the whole set of the step.
+
+    Raises ValueError for a method without a gradient.
+    """
+    method = _trainable(step.method)
+    bounds = IntervalBounds.of(vae, region, step.noise, target_box(step.target, region.box, step.x))
+    return method.lower_over(Problem(vae, step.noise, bounds, beta=step.beta))
 
 
 def robust_loss(

@@ -29,6 +29,7 @@ class TrainingStep:
         kappa: weight of the clean ELBO, in [0, 1].
         method: of the certificate, for objectives that have one.
         beta: weight of the KL, not negative.
+        ramp: how far eps and kappa are on the way to their last values, in [0, 1].
     """
 
     x: Tensor
@@ -39,6 +40,7 @@ class TrainingStep:
     method: str | Method = "ibp"
     target: Target = "perturbed"
     beta: float = 1.0
+    ramp: float = 1.0
 
     def target_of(self, point: Tensor) -> Tensor:
         """What the decoder must explain at a perturbed input: that input itself, or x."""

@@ -26,7 +26,10 @@ class RunFolderError(OSError):
 
 @dataclass
 class State:
-    """All that the next step depends on, and the history so far; `good` is the model at the end of the last epoch.
+    """All that the next step depends on, and the history so far.
+
+    `average` is the moving average of the weights of `vae`, where a run takes one, and `good` the result as it was at
+    the end of the last epoch.
 
     Torch's global generator is no part of it: a model with dropout does not continue to the same bits.
     """
@@ -38,11 +41,28 @@ class State:
     step: int = 0
     rows: list[dict[str, float]] = field(default_factory=list)
     saved: int = 0  # epochs that the checkpoint in the run's folder holds
+    average: VAE | None = None
+
+    @property
+    def result(self) -> VAE:
+        """What the training is for: the average where there is one, else the model itself."""
+        return self.vae if self.average is None else self.average
+
+    @torch.no_grad()
+    def update_average(self, decay: float) -> None:
+        """average <- decay * average + (1 - decay) * vae  of all weights; the statistics of layers are copied."""
+        if self.average is None:
+            return
+        torch._foreach_lerp_([*self.average.parameters()], [*self.vae.parameters()], 1 - decay)
+        for old, new in zip(self.average.buffers(), self.vae.buffers(), strict=True):
+            old.copy_(new)
 
     def tensors(self) -> dict[str, Tensor]:
         moments = self.optimizer.state_dict()["state"]
+        average = {} if self.average is None else self.average.state_dict()
         return {
             **{f"vae.{name}": tensor for name, tensor in self.vae.state_dict().items()},
+            **{f"average.{name}": tensor for name, tensor in average.items()},
             **{f"adam.{index}.{name}": tensor for index in moments for name, tensor in moments[index].items()},
             "generator": self.generator.get_state(),
         }
@@ -50,16 +70,21 @@ class State:
     def restore(self, tensors: Mapping[str, Tensor], step: int, rows: list[dict[str, float]]) -> None:
         """Take over a stored state, to the bit: the inverse of `tensors`, `step` and `rows`."""
         weights: dict[str, Tensor] = {}
+        average: dict[str, Tensor] = {}
         moments: dict[int, dict[str, Tensor]] = defaultdict(dict)
         for key, tensor in tensors.items():
             kind, _, name = key.partition(".")
             if kind == "vae":
                 weights[name] = tensor
+            elif kind == "average":
+                average[name] = tensor
             elif kind == "adam":
                 index, _, moment = name.partition(".")
                 moments[int(index)][moment] = tensor
         self.vae.load_state_dict(weights)
-        self.good.load_state_dict(weights)
+        if self.average is not None:
+            self.average.load_state_dict(average)
+        self.good.load_state_dict(self.result.state_dict())
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
         self.generator.set_state(tensors["generator"])
         self.step, self.rows, self.saved = step, rows, len(rows)

@@ -17,8 +17,10 @@ def eps_at(step: int, config: TrainConfig) -> float:
 
 
 def kappa_at(step: int, config: TrainConfig) -> float:
-    """Weight of the clean ELBO; falls from 1 to `config.kappa` along the ramp (Gowal et al. 2018, section 4)."""
-    return 1.0 - (1.0 - config.kappa) * ramp(step, config)
+    """Weight of the clean ELBO; goes from `config.kappa_start` to `config.kappa` along the ramp, by default from 1 down
+    (Gowal et al. 2018, section 4).
+    """
+    return config.kappa_start - (config.kappa_start - config.kappa) * ramp(step, config)
 
 
 def lr_at(step: int, config: TrainConfig) -> float:

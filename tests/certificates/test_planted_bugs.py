@@ -25,7 +25,7 @@ from paperlib.bounds.linear import (
 from paperlib.bounds.relaxation import Affine
 from paperlib.certificates import (
     backward,
-    bernoulli_bounds,
+    exponential_bounds,
     gaussian_bounds,
     posterior_bounds,
     refinement,
@@ -171,7 +171,7 @@ def the_least_divergence_is_zero(interval: Interval) -> Tensor:
     return torch.zeros_like(interval.lower)
 
 
-@bug("sum_per_example", likelihood, bernoulli_bounds, gaussian_bounds)
+@bug("sum_per_example", likelihood, exponential_bounds, gaussian_bounds)
 def pixels_are_averaged_instead_of_summed(terms: Tensor) -> Tensor:
     return terms.flatten(1).mean(1)
 
@@ -267,7 +267,7 @@ def test_the_audit_of_linear_bounds_passes_without_a_bug(method: type[CrownIBP])
 
 real_relax, real_substitute = RelaxedVAE.of, backward.backward_substitute
 real_parallel, real_zonotope = refinement.parallel, refinement._backward_zonotope
-real_mccormick, real_kl_below = bernoulli_bounds._mccormick, posterior_bounds.negative_kl_below
+real_mccormick, real_kl_below = exponential_bounds._mccormick, posterior_bounds.negative_kl_below
 real_below = GaussianBounds.linear_below
 
 
@@ -339,30 +339,32 @@ def the_scale_has_its_tangent_above(function: Callable, derivative: Callable, bo
     return tangent(function, derivative, box.center)
 
 
-@linear_bug("_mccormick", bernoulli_bounds)
+@linear_bug("_mccormick", exponential_bounds)
 def the_planes_of_a_product_meet_at_the_wrong_corners(
-    function: LinearFunction, output: Interval, at_low: Tensor, at_high: Tensor
+    function: LinearFunction, output: Interval, at_low: Tensor, at_high: Tensor, base: LinearFunction | None
 ) -> AlphaRelaxation[JointLinearFunction]:
-    return real_mccormick(function, output, at_high, at_low)
+    return real_mccormick(function, output, at_high, at_low, base)
 
 
 @linear_bug("linear_below", GaussianBounds)
 def the_target_moves_the_density_the_wrong_way(
     self: GaussianBounds, output: Interval, target: Interval
 ) -> JointLinearFunction:
-    function = real_below(self, output, target)
+    function = real_below(self, output, target).initial
     return replace(function, target_slope=-function.target_slope)
 
 
 @linear_bug("linear_below", GaussianBounds)
 def the_chord_of_the_density_ignores_the_target(
     self: GaussianBounds, output: Interval, target: Interval
-) -> JointLinearFunction:
+) -> AlphaRelaxation[JointLinearFunction]:
     return real_below(self, output, Interval(target.center, target.center))
 
 
 @linear_bug("linear_above", GaussianBounds)
-def the_chord_of_the_density_is_above(self: GaussianBounds, output: Interval, target: Interval) -> JointLinearFunction:
+def the_chord_of_the_density_is_above(
+    self: GaussianBounds, output: Interval, target: Interval
+) -> AlphaRelaxation[JointLinearFunction]:
     return real_below(self, output, target)
 
 

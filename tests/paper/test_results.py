@@ -93,7 +93,7 @@ def test_only_a_full_computation_on_auto_asks_what_is_there(found: str, monkeypa
 
 @pytest.mark.parametrize("profile", ["", "Paper", "full"])
 def test_an_unknown_profile_is_an_error(profile: str) -> None:
-    with pytest.raises(ValueError, match='profile must be "paper" or "smoke"'):
+    with pytest.raises(ValueError, match='profile must be "paper", "smoke" or "long"'):
         Results.open(profile, "mnist5k", recompute=False)
 
 
@@ -163,6 +163,7 @@ def test_a_toy_model_says_that_it_was_trained_on_the_toy_set() -> None:
     header = read_header(make().target / "data" / "01_m.csv")
     assert header["config"]["dataset"] == "two-moons"
     assert (header["dataset"], header["checksum"]) == ("two-moons", checksum("two-moons"))
+    assert make().seconds("01_m") == header["seconds"] > 0
 
 
 def load_rows() -> object:
@@ -402,6 +403,18 @@ def test_runs_are_of_one_code_wherever_in_the_library_it_changes(root: Path) -> 
             seen.add(make().runs)
     module._code.cache_clear()
     assert len(seen) == 4
+
+
+def test_runs_of_the_long_profile_are_kept_for_any_code_and_its_results_lie_beside_those_of_the_paper(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_code", refuse)
+    long = Results("long", "mnist5k", recompute=True)
+    assert long.runs == root / "build" / "long-mnist5k" / "runs"
+    assert long.target == root / "build" / "paper-mnist5k" / "figures"
+    assert (
+        home("long", "mnist") == home("paper", "mnist") == root and long.label == replace(long, profile="paper").label
+    )
 
 
 def test_the_files_of_the_library_are_those_of_all_its_rooms() -> None:

@@ -38,6 +38,7 @@ from paperlib.models.elbo import elbo_terms
 from paperlib.runtime.device import choose_device, matmul_precision
 from paperlib.training import loop, objective
 from paperlib.training.loop import CollapsedPosteriorWarning, TrainingDivergedError
+from paperlib.training.resume import State
 
 COLUMNS = ["step", "eps", "kappa", "lr", "clean", "log_likelihood", "kl", "certified"]
 CONFIG = TrainConfig(
@@ -554,3 +555,23 @@ def test_the_fastest_device_present_is_chosen(
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
     assert choose_device().type == expected
     assert choose_device("cpu").type == "cpu"
+
+
+def test_the_moving_average_of_the_weights_is_the_result_and_what_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = replace(CONFIG, steps=4, averaging=0.75)
+    trail, real = [weights(config.build())], State.update_average
+    held_out = stripes().x[-20:]
+
+    def update(state: State, decay: float) -> None:
+        real(state, decay)
+        trail.append(weights(state.vae))
+
+    monkeypatch.setattr(State, "update_average", update)
+    result = train(config, data=stripes(), device="cpu")
+    expected = trail[0]
+    for after in trail[1:]:
+        expected = 0.75 * expected + 0.25 * after
+    assert len(trail) == 5
+    torch.testing.assert_close(weights(result.vae), expected)
+    measured = loop._measure(result.vae, held_out, stripes(), config, 3)
+    assert result.history.iloc[-1]["clean"] == pytest.approx(measured["clean"])

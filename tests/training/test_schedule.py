@@ -94,3 +94,9 @@ def test_the_learning_rate_falls_only_after_the_ramp(step: int, factor: float) -
 def test_a_ramp_of_no_length_is_a_jump(at: float) -> None:
     config = TrainConfig(steps=10, ramp_start=at, ramp_end=at)
     assert [ramp(step, config) for step in range(11)] == [float(step >= 10 * at) for step in range(11)]
+
+
+def test_kappa_rises_where_it_starts_below_its_end() -> None:
+    config = TrainConfig(steps=10, ramp_start=0.2, ramp_end=0.7, kappa=0.5, kappa_start=0.25)
+    assert [kappa_at(step, config) for step in (0, 2, 7, 10)] == [0.25, 0.25, 0.5, 0.5]
+    assert kappa_at(4, config) == pytest.approx(0.35)  # two fifths of the way

@@ -10,6 +10,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from paperlib.paper.front import BASE, NOTEBOOK_2, OURS, RECIPES
 from paperlib.paper.plots import cost as cost_plots
 from paperlib.paper.plots.style import COLORS
 
@@ -138,6 +139,22 @@ def tradeoff_rows() -> pd.DataFrame:
         for seed in range(3)
     ]
     return pd.DataFrame(rows)
+
+
+def front_rows() -> pd.DataFrame:
+    """Of notebook 12: ours and those of notebook 2 with three seeds, among them a plain VAE, and four recipes."""
+    kept = [
+        {"group": group, "recipe": group, "kappa": kappa, "clean": clean + seed, "crown_ibp": certified - 10 * kappa}
+        for group, clean, certified in ((OURS, -150.0, -335.0), (NOTEBOOK_2, -190.0, -345.0))
+        for kappa in (0.0, 0.5)
+        for seed in range(3)
+    ]
+    vae = {"group": NOTEBOOK_2, "recipe": "VAE", "kappa": 1.0, "clean": -102.0, "crown_ibp": -3e5}
+    recipes = [
+        {"group": RECIPES, "recipe": name, "kappa": 0.5, "clean": -170.0 + place, "crown_ibp": -365.0 + 3 * place}
+        for name, place in ((BASE, 0), ("one", 2), ("another", -1), ("a third", 1))
+    ]
+    return pd.DataFrame([*kept, vae, *recipes])
 
 
 def cost_rows() -> pd.DataFrame:

@@ -21,6 +21,7 @@ from handmade import (
     cost_rows,
     cost_targets,
     fields,
+    front_rows,
     growth,
     histories,
     legend_texts,
@@ -36,6 +37,7 @@ from matplotlib.figure import Figure
 from paperlib.paper.plots import attacks as attack_plots
 from paperlib.paper.plots import certification as certification_plots
 from paperlib.paper.plots import cost as cost_plots
+from paperlib.paper.plots import front as front_plots
 from paperlib.paper.plots import linear_bounds as method_plots
 from paperlib.paper.plots import mnist_training as training_plots
 from paperlib.paper.plots import style as plots
@@ -59,10 +61,13 @@ FIGURES: dict[str, Any] = {
     "box_growth": lambda: toy_plots.box_growth(growth(), CAPTION),
     "gaps": lambda: method_plots.gaps(method_rows(), attacked_rows(), CAPTION),
     "tradeoff": lambda: tighter_plots.tradeoff(tradeoff_rows(), CAPTION),
+    "front": lambda: front_plots.front(
+        front_rows(), tradeoff_rows().assign(clean=-160.0, crown_ibp=-350.0), -279.5, CAPTION
+    ),
     "cost": lambda: cost_plots.cost(cost_rows(), cost_targets(), CAPTION),
 }
 PICTURES = {"digit_grid", "attacked_digits", "landscapes"}
-MODULES = (attack_plots, certification_plots, cost_plots, training_plots, tighter_plots, toy_plots)
+MODULES = (attack_plots, certification_plots, cost_plots, front_plots, training_plots, tighter_plots, toy_plots)
 
 
 def test_every_figure_is_tried_here() -> None:

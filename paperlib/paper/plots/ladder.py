@@ -1,0 +1,114 @@
+"""Figures of notebook 10: tightness against time for every bound, small decoders, and depth."""
+
+from itertools import product
+from typing import Any
+
+import pandas as pd
+import seaborn as sns
+from matplotlib.figure import Figure
+
+from paperlib.paper.plots.style import COLORS, HOLLOW, finish, legend_above, panels
+from paperlib.paper.words import Axis
+
+_BLIND = sns.color_palette("colorblind")
+_SHAPES = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "h", "*")
+
+
+def looks(names: list[str]) -> dict[str, dict[str, Any]]:
+    """A mark for each bound by its name; colours recur, shapes do not."""
+    colors = (_BLIND[place] for place in (0, 1, 2, 3, 4, 9, 7, 5, 8, 6, 0, 1))
+    return {
+        name: {"color": color, "marker": shape, "label": name, "ls": "none", "ms": 5}
+        for name, color, shape in zip(names, colors, _SHAPES, strict=False)
+    }
+
+
+def ladder(means: pd.DataFrame, caption: str) -> Figure:
+    """A panel for each model: how far each bound stays below the attack, against its time for an image. Hollow: a bound
+    that holds with a probability alone.
+    """
+    models = list(means["model"].unique())
+    marks = looks(list(means["rung"].unique()))
+    figure, axes = panels((len(models) + 1) // 2, 2, height=2.0 * ((len(models) + 1) // 2) + 0.9)
+    for axis, model in zip(axes, models, strict=False):
+        part = means[means["model"] == model]
+        for row in part.to_dict("records"):
+            hollow = HOLLOW if row["confidence"] < 1 else {}
+            axis.plot([row["ms"]], [row["gap"]], **{**marks[row["rung"]], **hollow})
+        axis.set(xscale="log", yscale="log", xlabel=Axis.MILLISECONDS, ylabel=Axis.GAP)
+        axis.set_title(f"{model}, $\\epsilon={part['eps'].iloc[0]:g}$")
+        axis.margins(0.12)
+    for axis in axes[len(models) :]:
+        axis.remove()
+    legend_above(figure, axes[0], columns=4)
+    return finish(figure, caption)
+
+
+def decoders(rows: pd.DataFrame, caption: str) -> Figure:
+    """A panel for each decoder and quantity: how far the bounds of each method are from the exact value, against the
+    radius of the box of latents.
+    """
+    quantities = {"squared distance": Axis.OVER_DISTANCE, "log-likelihood": Axis.UNDER_LIKELIHOOD}
+    names = [name for name in rows["method"].unique() if name != "exact"]
+    marks = looks(names)
+    sizes = list(rows["decoder"].unique())
+    figure, axes = panels(2, len(sizes), height=4.2)
+    for axis, (quantity, size) in zip(axes, product(quantities, sizes), strict=True):
+        part = rows[(rows["decoder"] == size) & (rows["quantity"] == quantity)]
+        for name in names:
+            of_method = part[part["method"] == name]
+            if len(of_method):
+                gaps = (of_method["bound"] - of_method["exact"]).abs().groupby(of_method["radius"]).mean()
+                axis.plot(gaps.index, gaps, **{**marks[name], "ls": "-"})
+        axis.set_title(size)
+        axis.set(yscale="log", xlabel=Axis.LATENT_RADIUS, ylabel=quantities[quantity])
+    legend_above(figure, max(axes, key=lambda axis: len(axis.lines)), columns=3)
+    return finish(figure, caption)
+
+
+def branching(rows: pd.DataFrame, caption: str) -> Figure:
+    """For each model the distance between attack and beta-CROWN against time, and the barrier of all bounds that relax
+    one unit at a time.
+    """
+    figure, axes = panels(1, 2, height=2.4, sharey=True)
+    for axis, (model, part) in zip(axes, rows.groupby("model", sort=False), strict=True):
+        axis.axhline(part["barrier"].iloc[0], color="0.4", linestyle=":", label="the best of one unit at a time")
+        axis.plot(part["used"], part["gap"], color=COLORS["certified"], marker="^", label="beta-CROWN")
+        axis.set(xscale="log", xlabel=Axis.SECONDS, ylabel=Axis.GAP, title=model)
+        axis.set_ylim(0, None)
+        axis.margins(x=0.15)
+    legend_above(figure, axes[0])
+    return finish(figure, caption)
+
+
+def depth(rows: pd.DataFrame, caption: str) -> Figure:
+    """On the left how far the bounds of plain networks stay below the attack; then distance and time against the number
+    of hidden layers, and time against their width.
+    """
+    marks = looks(list(rows["method"].unique()))
+    rows = rows.assign(gap=rows["attacked"] - rows["certified"])
+    grid, cost = (rows[rows["part"] == part] for part in ("grid", "cost"))
+    depths, widths = (cost["network"].str.split("x").str[place].astype(int) for place in (0, 1))
+    deep, wide = (
+        cost[fixed == fixed.mode()[0]].assign(size=free) for fixed, free in ((widths, depths), (depths, widths))
+    )
+    figure, axes = panels(2, 2, height=4.4)
+    cells = [
+        f"{network}, {eps:g}" for network, eps in grid[["network", "eps"]].drop_duplicates().itertuples(index=False)
+    ]
+    for method, part in grid.groupby("method", sort=False):
+        axes[0].plot(range(len(cells)), part["gap"], **marks[str(method)])
+    axes[0].set_xticks(range(len(cells)), cells, rotation=35, ha="right")
+    axes[0].set(yscale="log", ylabel=Axis.GAP, title="network, radius")
+    panels_of_cost = (
+        (deep, "gap", Axis.DEPTH, Axis.GAP),
+        (deep, "ms", Axis.DEPTH, Axis.MILLISECONDS),
+        (wide, "ms", Axis.UNITS, Axis.MILLISECONDS),
+    )
+    for axis, (part, column, across, up) in zip(axes[1:], panels_of_cost, strict=True):
+        for method, line in part.groupby("method", sort=False):
+            axis.plot(line["size"], line[column], **{**marks[str(method)], "ls": "-"})
+        axis.set(yscale="log", xlabel=across, ylabel=up)
+    axes[3].set_xscale("log")
+    legend_above(figure, axes[0])
+    return finish(figure, caption)
