@@ -105,7 +105,7 @@ def mean_weight_lower(vae: VAE, x: Tensor, ball: PerturbationSet, posterior: Pos
     output, likelihood = vae.decoder(z.flatten(0, 1)), vae.likelihood
     targets, region = _copies(x, ball, len(noise))
     best = log_mean_exp(fit_lower_at(likelihood, output, region).view(ratio.shape) + ratio)
-    if not _is_natural(likelihood):
+    if len(noise) == 1 or not _is_natural(likelihood):
         return best
 
     with torch.enable_grad():

@@ -50,7 +50,7 @@ class LikelihoodSizes:
 
 
 SIZES = {
-    "paper": LikelihoodSizes(50, 2500, 20, 20, 1000, 40, 200),
+    "paper": LikelihoodSizes(30, 2000, 20, 20, 1000, 40, 200),
     "smoke": LikelihoodSizes(4, 100, 2, 3, 20, 5, 20),
 }
 
