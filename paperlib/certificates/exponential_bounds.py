@@ -22,8 +22,9 @@ from paperlib.models.likelihood import ExponentialFamily, sum_per_example
 
 
 class ExponentialFamilyBounds(LikelihoodBounds):
-    """Exact intervals, and linear bounds, for a family whose h is 0; others say in `best_targets` where they fit best.
+    """Exact intervals, and linear bounds, for a family whose h is 0.
 
+    Others subclass this with `best_targets`, `base_below` and `base_above`; without, their lower bound alone is there.
     No rounding: a family with bounds of what its functions round subclasses this with a method `rounding`.
     """
 
@@ -58,16 +59,29 @@ class ExponentialFamilyBounds(LikelihoodBounds):
     def best_targets(self, output: Interval, target: Interval) -> Sequence[Tensor]:
         """One or two targets of the box, at one of which  max over l of log p  is largest."""
         # with h = 0 it is a maximum of functions that are linear in t, hence convex
+        self._check_no_base("best_targets")
         return tuple(target)
 
+    @property
+    def has_base(self) -> bool:
+        """Whether the family has an h."""
+        return type(self.likelihood).log_base_measure is not ExponentialFamily.log_base_measure
+
+    def _check_no_base(self, method: str) -> None:
+        if self.has_base:
+            raise NotImplementedError(
+                f"{type(self).__name__} has no {method}, which a family with a base measure needs"
+            )
+
     def target_slope(self, output: Interval) -> Interval:
-        return output
+        return super().target_slope(output) if self.has_base else output
 
     def mean(self, output: Interval) -> Interval:
         return output.map(self.likelihood.mean_parameter)
 
     def natural_form(self) -> NaturalForm:
-        return NaturalForm(1.0, self.likelihood.log_normalizer, self.likelihood.mean_parameter)
+        family = self.likelihood
+        return NaturalForm(1.0, family.log_normalizer, family.mean_parameter, family if self.has_base else None)
 
     def linear_below(self, output: Interval, target: Interval) -> AlphaRelaxation[JointLinearFunction]:
         # t * l by McCormick's two planes, and the concave -A(l) by its chord
@@ -82,10 +96,12 @@ class ExponentialFamilyBounds(LikelihoodBounds):
 
     def base_below(self, target: Interval) -> LinearFunction | None:
         """A line below h(t) over the box; None for an h of 0."""
+        self._check_no_base("base_below")
         return None
 
     def base_above(self, target: Interval) -> LinearFunction | None:
         """A line above h(t) over the box; None for an h of 0."""
+        self._check_no_base("base_above")
         return None
 
     def _minus_normalizer(self, output: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from paperlib.bounds.curves import chord_below, tangent
 from paperlib.bounds.linear import LinearFunction
 from paperlib.bounds.rounding import FUNCTION_ERRORS, Rounding, magnitude, rounding_of_sum
 from paperlib.certificates.exponential_bounds import ExponentialFamilyBounds
-from paperlib.certificates.likelihood_bounds import LikelihoodBounds, NaturalForm, likelihood_bounds
+from paperlib.certificates.likelihood_bounds import likelihood_bounds
 from paperlib.models.exponential import Poisson
 
 
@@ -33,12 +33,6 @@ class PoissonBounds(ExponentialFamilyBounds):
         and log p has its maximum in t where digamma(t + 1) = l.
         """
         return (_inverse_digamma(output.lower.detach()).sub(1).clamp(*target),)
-
-    def target_slope(self, output: Interval) -> Interval:
-        return LikelihoodBounds.target_slope(self, output)  # log p is not linear in the count
-
-    def natural_form(self) -> NaturalForm:
-        return NaturalForm(1.0, self.likelihood.log_normalizer, self.likelihood.mean_parameter, self.likelihood)
 
     def rounding(self, output: Interval, target: Interval) -> Rounding:
         # t + 1 is rounded, which moves log Gamma by |digamma(t + 1)| (t + 1) u, and |digamma(v)| <= max(log v, 0.58)

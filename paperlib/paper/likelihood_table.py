@@ -158,11 +158,16 @@ def likelihood_table(rows: pd.DataFrame) -> pd.DataFrame:
                 "clean": f"{row['clean']:.1f}",
                 "KL": f"{row['kl']:.1f}",
                 "attacked": f"{row['attacked']:.1f}",
-                "certified: crown-ibp": rounded_down(row["crown_ibp"]),
-                "crown": rounded_down(row["crown"]),
+                "certified: crown-ibp": _certified(row["crown_ibp"]),
+                "crown": _certified(row["crown"]),
                 "cost": f"{row['clean'] - row['attacked']:.1f}",
                 "bits: clean": f"{bits[0]:.3f}" if proper else "",
                 "bits: certified": rounded_up(bits[1], 3) if proper else "",
             }
         )
     return pd.DataFrame(shown)
+
+
+def _certified(value: float) -> str:
+    """Rounded down; to a power of ten where exp(output) of a Poisson has made it astronomical."""
+    return rounded_down(value) if value > -1e6 else f"-1e{math.ceil(math.log10(-value)):02d}"

@@ -27,6 +27,7 @@ from paperlib import (
     CrownIBP,
     Dataset,
     DiscretizedLogistic,
+    Gaussian,
     Interval,
     L2Ball,
     LinfBall,
@@ -143,6 +144,34 @@ def test_a_family_of_ones_own_is_bounded_by_three_functions() -> None:
         assert_encloses(elbo_bounds(vae, x, ball, noise, method), values)
     with pytest.raises(NotImplementedError, match="ExponentialFamilyBounds has no rounding"):
         elbo_bounds(vae, x, ball, noise, sound=True)
+
+
+class Normal(Signs):
+    """N(t; l, 1), whose h is not 0: the rules for h = 0 would be wrong for it."""
+
+    support = (-math.inf, math.inf)
+
+    def log_normalizer(self, output: Tensor) -> Tensor:
+        return output.square() / 2
+
+    def mean_parameter(self, output: Tensor) -> Tensor:
+        return output
+
+    def log_base_measure(self, target: Tensor) -> Tensor:
+        return -target.square() / 2 - math.log(2 * math.pi) / 2
+
+
+likelihood_bounds.register(Normal, ExponentialFamilyBounds)
+
+
+def test_a_family_with_a_base_measure_is_told_what_its_bounds_lack() -> None:
+    output, target, bounds = box_of(-1.5, 0.7), box_of(-0.4, 0.9), bounds_of(Normal())
+    assert bounds.lower(output, target).item() == pytest.approx(bounds_of(Gaussian()).lower(output, target).item())
+    for method, lacks in (("upper", "best_targets"), ("linear_below", "base_below"), ("linear_above", "base_above")):
+        with pytest.raises(NotImplementedError, match=f"ExponentialFamilyBounds has no {lacks}, which a family with a"):
+            getattr(bounds, method)(output, target)
+    with pytest.raises(NotImplementedError, match="has no target_slope"):
+        bounds.target_slope(output)
 
 
 def test_a_family_with_another_normaliser_needs_bounds_of_its_own() -> None:

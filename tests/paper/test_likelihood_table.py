@@ -77,4 +77,6 @@ def test_rows_train_and_measure_each_model(tmp_path: Path, monkeypatch: pytest.M
     shown = table.likelihood_table(rows)
     assert isinstance(shown, pd.DataFrame) and len(shown) == 10
     assert float(shown.loc[0, "crown"]) <= rows.loc[0, "crown"]  # type: ignore[arg-type]
+    vast = table.likelihood_table(rows.assign(crown_ibp=-3.5e200, crown=-5e8))
+    assert float(vast.loc[0, "certified: crown-ibp"]) == -1e201 and float(vast.loc[0, "crown"]) == -1e9
     assert (shown["bits: clean"] == "").tolist() == [True, True] + [False] * 8
