@@ -36,6 +36,7 @@ LATER_FIELDS: Mapping[str, Any] = {
     "init": "torch",
     "kappa_start": 1.0,
     "averaging": 0.0,
+    "input_clip": 0.0,
 }
 
 
@@ -92,6 +93,7 @@ class TrainConfig:
     init: Literal["torch", "interval"] = "torch"  # First weights: torch's own, or those that keep boxes small.
     kappa_start: float = 1.0  # Weight of the clean ELBO up to the start of the ramp; it then goes to kappa.
     averaging: float = 0.0  # Decay of the moving average of the weights that is the result; 0 is the last weights.
+    input_clip: float = 0.0  # The encoder sees data in [0, 1] clipped to [this, 1 - this]; 0 is the data themselves.
 
     def __post_init__(self) -> None:
         # Equal values are the same configuration and must have the same digest: an eps of 0 and one of 0.0, 1e3 steps
@@ -129,6 +131,7 @@ class TrainConfig:
             "init": self.init in ("torch", "interval"),
             "kappa_start": 0 <= self.kappa_start <= 1,
             "averaging": 0 <= self.averaging < 1,
+            "input_clip": 0 <= self.input_clip < 0.5,
         }
         for name, holds in rules.items():
             if not holds:
@@ -170,7 +173,8 @@ class TrainConfig:
         try:
             with torch.random.fork_rng(devices=[]), torch.device("cpu"):
                 torch.manual_seed(self.seed)
-                vae = mlp_vae(self.data_shape, self.hidden, self.latent_dim, LIKELIHOODS[self.likelihood](self.scale))
+                likelihood = LIKELIHOODS[self.likelihood](self.scale)
+                vae = mlp_vae(self.data_shape, self.hidden, self.latent_dim, likelihood, self.input_clip)
                 return interval_aware_(vae) if self.init == "interval" else vae
         finally:
             torch.set_default_dtype(default)

@@ -55,6 +55,7 @@ OTHER: dict[str, Any] = {
     "init": "interval",
     "kappa_start": 0.5,
     "averaging": 0.99,
+    "input_clip": 0.1,
 }
 FIELDS = [field.name for field in dataclasses.fields(TrainConfig)]
 
@@ -171,6 +172,7 @@ OUT_OF_RANGE = [
     ("init", "kaiming"),
     *[("kappa_start", bad) for bad in (-0.1, 1.1, math.nan)],
     *[("averaging", bad) for bad in (-0.1, 1.0, math.nan)],
+    *[("input_clip", bad) for bad in (-0.1, 0.5, math.nan)],
 ]
 
 
