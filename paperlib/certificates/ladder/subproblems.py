@@ -16,12 +16,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from paperlib.bounds.box import Interval
 from paperlib.bounds.linear import LinearRelaxation
 from paperlib.bounds.relaxation import Affine
-from paperlib.bounds.box import Interval
 from paperlib.certificates.backward import RelaxedVAE
 from paperlib.certificates.relaxed_layer import RelaxedLayer
-
 
 BENT = (nn.ReLU, nn.LeakyReLU, nn.PReLU)  # layers that are linear on both sides of 0
 
@@ -38,11 +37,11 @@ class Subproblems:
     unit: Tensor  # [count, constraints], in the flat order of `Units`
     side: Tensor  # [count, constraints]: 1 where the unit is at least the point, -1 where it is at most
     point: Tensor  # [count, constraints]
-    scale: Tensor  # [count, constraints], of a multiplier: the size of its unit's coefficient
-    beta: Tensor  # [count, constraints], the multiplier in that scale, not negative
+    beta: Tensor  # [count, constraints], the multipliers, not negative
+    step: Tensor  # [count, constraints], how far a step of the ascent may move a multiplier
     next_unit: Tensor  # [count]
     next_point: Tensor  # [count]
-    next_scale: Tensor  # [count]
+    next_step: Tensor  # [count]
 
     @classmethod
     def whole(cls, batch: int, like: Tensor) -> Self:
@@ -79,8 +78,8 @@ class Subproblems:
             unit=joined(self.unit, self.next_unit),
             side=joined(self.side, torch.full_like(self.next_point, side)),
             point=joined(self.point, self.next_point),
-            scale=joined(self.scale, self.next_scale),
             beta=joined(self.beta, torch.zeros_like(self.next_point)),
+            step=joined(self.step, self.next_step),
         )
 
     def cut(self, box: Interval) -> Interval:
@@ -137,9 +136,9 @@ class Units:
         """The relaxed VAE of the parts with the constraints' terms in its backward pass, and their constant, [count].
 
         Args:
-            beta: [count, constraints], not negative, in units of `scale`.
+            beta: the multipliers, [count, constraints], not negative.
         """
-        terms = beta * parts.scale * parts.side
+        terms = beta * parts.side
         coefficients = self.box.lower.new_zeros(len(parts), self.box.lower.shape[1])
         coefficients = coefficients.scatter_add(1, parts.unit, terms)
 
@@ -161,7 +160,9 @@ class Units:
 
 def unit_boxes(relaxed: RelaxedVAE) -> Interval:
     """The boxes of all units over which the VAE is relaxed, [count, units], in the flat order of `Units`."""
-    encoder, decoder = ([layer.box for layer in half if is_elementwise(layer)] for half in (relaxed.encoder, relaxed.decoder))
+    encoder, decoder = (
+        [layer.box for layer in half if is_elementwise(layer)] for half in (relaxed.encoder, relaxed.decoder)
+    )
     boxes = [*encoder, posterior_box(relaxed), *decoder]
     return Interval(*(flat(ends) for ends in zip(*boxes, strict=True)))
 
