@@ -10,7 +10,7 @@ from paperlib.models.vae import VAE
 
 
 def interval_aware_(vae: VAE) -> VAE:
-    """The same model with new weights: each linear or convolutional layer's are N(0, 2 pi / fan_in^2), with torch's
+    """The same model with new weights: each linear, convolutional or transposed convolutional layer's are N(0, 2 pi / fan_in^2), with torch's
     global generator, so that the mean radius of a box stays as it is through the layer and a ReLU after it.
 
     A weight of deviation s has the mean size  s sqrt(2/pi),  so a box of radius r gets one of  fan_in s sqrt(2/pi) r,
@@ -18,6 +18,10 @@ def interval_aware_(vae: VAE) -> VAE:
     """
     for layer in vae.modules():
         if isinstance(layer, nn.Linear | nn.Conv2d):
-            fan_in = layer.weight[0].numel()  # inputs that each output sums
-            nn.init.normal_(layer.weight, std=math.sqrt(2 * math.pi) / fan_in)
+            fan_in: float = layer.weight[0].numel()  # inputs that each output sums
+        elif isinstance(layer, nn.ConvTranspose2d):  # away from the border, and on average if the stride is no divisor
+            fan_in = layer.weight[:, 0].numel() / layer.groups / math.prod(layer.stride)
+        else:
+            continue
+        nn.init.normal_(layer.weight, std=math.sqrt(2 * math.pi) / fan_in)
     return vae
