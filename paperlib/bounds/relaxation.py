@@ -124,8 +124,57 @@ def _affine(layer: nn.Module, box: Interval) -> Affine:
     return Affine(transpose, at_zero[0])
 
 
-for _layer in (nn.Conv2d, nn.ConvTranspose2d, nn.AvgPool2d, nn.Flatten, nn.Unflatten, nn.Identity):
+for _layer in (nn.AvgPool2d, nn.Flatten, nn.Unflatten, nn.Identity):
     relaxation_rule.register(_layer, _affine)
+
+
+# A convolution and a transposed one are each other's transposes: their own kernels, forward and for the gradient, cost
+# about half as much as a backward pass and its gradient.
+
+
+@relaxation_rule.register
+def _(layer: nn.Conv2d, box: Interval) -> Affine:
+    if layer.padding_mode != "zeros" or isinstance(layer.padding, str):
+        return _affine(layer, box)
+    channels, *sides = box.lower.shape[1:]
+    dilation, stride, padding = layer.dilation, layer.stride, layer.padding
+    reach = [d * (k - 1) + 1 for d, k in zip(dilation, layer.kernel_size, strict=True)]
+    # inputs beyond the last window
+    left = [(n + 2 * p - r) % s for n, p, r, s in zip(sides, padding, reach, stride, strict=True)]
+    transpose = partial(
+        F.conv_transpose2d,
+        weight=layer.weight,
+        stride=stride,
+        padding=padding,
+        output_padding=left,
+        groups=layer.groups,
+        dilation=dilation,
+    )
+    return Affine(_over_rows(transpose, (channels, *sides)), layer(box.lower.new_zeros(1, channels, *sides))[0])
+
+
+@relaxation_rule.register
+def _(layer: nn.ConvTranspose2d, box: Interval) -> Affine:
+    channels, height, width = box.lower.shape[1:]
+
+    def transpose(coefficients: Tensor) -> Tensor:
+        whole = F.conv2d(
+            coefficients,
+            layer.weight,
+            stride=layer.stride,
+            padding=layer.padding,  # type: ignore[arg-type]
+            dilation=layer.dilation,
+            groups=layer.groups,
+        )
+        return whole[..., :height, :width]  # output padding of a whole stride or more makes room for further windows
+
+    at_zero = layer(box.lower.new_zeros(1, channels, height, width))
+    return Affine(_over_rows(transpose, (channels, height, width)), at_zero[0])
+
+
+def _over_rows(apply: Callable[[Tensor], Tensor], shape: tuple[int, ...]) -> Callable[[Tensor], Tensor]:
+    """A map of [batch, channels, height, width] to [batch, *shape] for coefficients [*rows, batch, ...]."""
+    return lambda c: apply(c.flatten(0, -4)).view(*c.shape[:-3], *shape)
 
 
 @relaxation_rule.register
