@@ -10,22 +10,13 @@ from paperlib.models.vae import VAE
 
 
 def interval_aware_(vae: VAE) -> VAE:
-<<<<<<< HEAD
-    """The same model with new weights: those of each linear layer are N(0, 2 pi / fan_in^2), by torch's global
-    generator, so that the mean radius of a box stays as it is through the layer and a ReLU after it.
-=======
-    """The same model with new weights: each linear, convolutional or transposed convolutional layer's are N(0, 2 pi / fan_in^2), with torch's
-    global generator, so that the mean radius of a box stays as it is through the layer and a ReLU after it.
->>>>>>> conv
+    """The same model with new weights: those of each linear or convolutional layer are N(0, 2 pi / fan_in^2), by
+    torch's global generator, so that the mean radius of a box stays as it is through the layer and a ReLU after it.
 
     A weight of deviation s has the mean size  s sqrt(2/pi),  so a box of radius r gets one of  fan_in s sqrt(2/pi) r,
     and a ReLU keeps about half of it: the two cancel at  s = sqrt(2 pi) / fan_in. Biases stay as they are.
     """
     for layer in vae.modules():
-<<<<<<< HEAD
-        if isinstance(layer, nn.Linear):
-            nn.init.normal_(layer.weight, std=math.sqrt(2 * math.pi) / layer.in_features)
-=======
         if isinstance(layer, nn.Linear | nn.Conv2d):
             fan_in: float = layer.weight[0].numel()  # inputs that each output sums
         elif isinstance(layer, nn.ConvTranspose2d):  # away from the border, and on average if the stride is no divisor
@@ -33,5 +24,4 @@ def interval_aware_(vae: VAE) -> VAE:
         else:
             continue
         nn.init.normal_(layer.weight, std=math.sqrt(2 * math.pi) / fan_in)
->>>>>>> conv
     return vae
