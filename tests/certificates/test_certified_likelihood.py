@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import torch
 from linear_gaussian import exact_log_likelihood, linear_gaussian
-from oracles import LIKELIHOODS, audit_case, points_of
+from oracles import LIKELIHOODS, MORE_LIKELIHOODS, audit_case, points_of
 from torch import Tensor, nn
 from torch.distributions import Normal
 
@@ -65,7 +65,7 @@ def worst_met(vae: VAE, x: Tensor, ball: PerturbationSet, posterior: Posterior, 
 
 
 @pytest.mark.parametrize("ball", [LinfBall(0.1), L2Ball(0.1)], ids=repr)
-@pytest.mark.parametrize("likelihood", LIKELIHOODS)
+@pytest.mark.parametrize("likelihood", [*LIKELIHOODS, *MORE_LIKELIHOODS])
 def test_no_input_of_the_set_has_a_lower_mean_weight(likelihood: str, ball: PerturbationSet) -> None:
     vae, x, posterior, noise = case_of(likelihood)
     bound = mean_weight_lower(vae, x, ball, posterior, noise)
