@@ -4,7 +4,7 @@ import math
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
 import torch
@@ -34,7 +34,12 @@ IMAGES = {"paper": 200, "smoke": 6}  # the first of the test set
 ATTACK_STEPS = {"paper": 20, "smoke": 3}
 # Of likelihoods with a scale: a standard deviation near a fifth of the range for both, chosen before anything was run.
 SCALES = {"gaussian": 0.2, "discretized-logistic": 0.1}
-PIXELS = ("bernoulli", "continuous-bernoulli", "gaussian", "discretized-logistic")
+PIXELS: tuple[Literal["bernoulli", "continuous-bernoulli", "gaussian", "discretized-logistic"], ...] = (
+    "bernoulli",
+    "continuous-bernoulli",
+    "gaussian",
+    "discretized-logistic",
+)
 MODELS = {"VAE": 1.0, "proVAE": 0.5}  # kappa
 
 
