@@ -48,7 +48,9 @@ def likelihood_models(profile: str) -> dict[tuple[str, str], TrainConfig]:
     base = TrainConfig(
         dataset=DIGITS[profile], hidden=(HIDDEN[profile],), bound="crown-ibp", steps=STEPS[profile], batch_size=64
     )
-    kinds = {name: replace(base, likelihood=name, scale=SCALES.get(name, 1.0), eps=EPS) for name in PIXELS}
+    kinds: dict[str, TrainConfig] = {
+        name: replace(base, likelihood=name, scale=SCALES.get(name, 1.0), eps=EPS) for name in PIXELS
+    }
     kinds["poisson"] = replace(base, likelihood="poisson", dataset=COUNTS, data_shape=(64,), eps=COUNTS_EPS)
     return {
         (kind, name): replace(config, kappa=kappa, eps=0.0 if kappa == 1 else config.eps)
