@@ -15,6 +15,10 @@ from paperlib.runtime.rows import read_header, read_rows
 
 DATA = Path(__file__).resolve().parents[1] / "figures" / "data"
 
+pytestmark = pytest.mark.skipif(
+    not (DATA / "12_front.csv").exists(), reason="the results of notebook 12 are not committed yet: no rows"
+)
+
 
 @pytest.fixture(scope="module")
 def rows() -> pd.DataFrame:
@@ -36,11 +40,11 @@ def test_every_model_of_the_front_is_there_and_in_order(rows: pd.DataFrame) -> N
     assert (rows["kl"] > 1).all() and (rows["seconds"] > 0).all()
 
 
-def test_each_seed_of_the_mixed_model_has_the_clean_elbo_and_the_certificate_that_were_asked_for(
-    ours: pd.DataFrame,
-) -> None:
-    mixed = ours[ours["kappa"] == 0.5]
-    assert len(mixed) == 3 and (mixed["clean"] >= -148).all() and (mixed["crown_ibp"] >= -348).all()
+def test_each_seed_has_the_clean_elbo_and_the_certificate_that_were_asked_for(ours: pd.DataFrame) -> None:
+    assert len(ours) == 6
+    for kappa, clean, certified in ((0.0, -192, -338), (0.5, -148, -348)):
+        point = ours[ours["kappa"] == kappa]
+        assert len(point) == 3 and (point["clean"] >= clean).all() and (point["crown_ibp"] >= certified).all()
 
 
 def test_the_claim_of_notebook_12_holds(rows: pd.DataFrame) -> None:
