@@ -28,6 +28,7 @@ from paperlib import (
 )
 from paperlib.certificates.evaluation import chunk_size
 from paperlib.certificates.interval_elbo import elbo_lower
+from paperlib.certificates.ladder.beta_crown import BetaCrown
 from paperlib.certificates.method import METHODS, MemoryUse, Method, Problem, TrainableMethod, find_method
 
 WORDS: dict[str, Method] = {
@@ -36,6 +37,7 @@ WORDS: dict[str, Method] = {
     "crown": Crown(alpha_steps=0),
     "exact": BranchAndBound(tol=1e-3),
     "best": Auto(budget=100),
+    "beta-crown": BetaCrown(time_limit=1.0, tol=1e-3),
 }
 BALL = LinfBall(0.1)
 EACH_TARGET = pytest.mark.parametrize("target", TARGETS)
