@@ -32,6 +32,7 @@ from paperlib import (
 )
 from paperlib.certificates.evaluation import chunk_size
 from paperlib.certificates.interval_elbo import elbo_lower
+from paperlib.certificates.ladder.beta_crown import BetaCrown
 from paperlib.certificates.method import METHODS, MemoryUse, Method, Problem, TrainableMethod, find_method
 
 WORDS: dict[str, Method] = {
@@ -44,8 +45,9 @@ WORDS: dict[str, Method] = {
     "hybrid-zonotope": HybridZonotope(relu="parallel"),
     "dual-network": DualNetwork(),
     "lagrangian": Lagrangian(steps=40),
+    "beta-crown": BetaCrown(time_limit=1.0, tol=1e-3),
 }
-REAL_ARITHMETIC = ("exact", "zonotope", "hybrid-zonotope", "dual-network", "lagrangian")  # without sound bounds
+REAL_ARITHMETIC = ("exact", "zonotope", "hybrid-zonotope", "dual-network", "lagrangian", "beta-crown")  # without sound bounds
 BALL = LinfBall(0.1)
 EACH_TARGET = pytest.mark.parametrize("target", TARGETS)
 

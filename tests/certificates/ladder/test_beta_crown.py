@@ -208,6 +208,47 @@ def test_other_sets_are_enclosed(ball: PerturbationSet, target: str) -> None:
     assert_encloses(bounds, torch.stack(values))
 
 
+def unit_values(vae: VAE, x: Tensor, noise: Tensor) -> Tensor:
+    """What the units that may be split are at each x of one example, in their flat order, [points, units]."""
+    hidden = vae.encoder[0](x)
+    posterior = vae.encoder[2](hidden.relu())
+    mean, log_var = posterior.chunk(2, 1)
+    return torch.cat([hidden, posterior, vae.decoder[0](mean + log_var.exp().sqrt() * noise)], 1)
+
+
+def excess(seed: int) -> float:
+    """By how much a bound of a part, at random constraints and multipliers, is above a point of this part."""
+    vae, generator = bent_vae(Bernoulli(), 3), torch.Generator().manual_seed(seed)
+    x, noise = (torch.rand(1, size, generator=generator, dtype=torch.float64) for size in (3, 2))
+    ball = LinfBall(0.2)
+    inputs = torch.stack([ball.sample(x, generator) for _ in range(200)]).squeeze(1)
+    values = unit_values(vae, inputs, noise)
+    units = torch.randint(values.shape[1], (3,), generator=generator)
+    sides = 2.0 * torch.randint(2, (3,), generator=generator) - 1
+    points = values[0, units]  # one input at least is in the part
+    inside = (sides * (values[:, units] - points) >= 0).all(1)
+    constraints = zip(units.tolist(), sides.tolist(), points.tolist(), strict=True)
+    beta = (3 * torch.rand(3, generator=generator)).tolist()
+    bound = bound_of(root_of(vae, x, ball, noise), *constraints, beta=tuple(beta))
+    return bound - elbo(vae, inputs[inside], noise.expand(int(inside.sum()), -1)).min().item()
+
+
+def test_any_multipliers_bound_every_point_of_their_part() -> None:
+    with torch.no_grad():
+        assert max(excess(seed) for seed in range(20)) <= ROUNDING
+
+
+def test_a_wrong_sign_of_the_constraints_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = Units.constrain
+
+    def wrong(units: Units, relaxed: RelaxedVAE, parts: Subproblems, beta: Tensor) -> tuple[RelaxedVAE, Tensor]:
+        return right(units, relaxed, replace(parts, side=-parts.side), beta)
+
+    monkeypatch.setattr(Units, "constrain", wrong)
+    with torch.no_grad():
+        assert max(excess(seed) for seed in range(20)) > 0.01
+
+
 # The search
 
 
@@ -238,20 +279,6 @@ def test_a_large_batch_is_searched_in_slices(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(beta_crown, "IMAGES", 2)
     alone = certificate(vae, x, ball, noise, BetaCrown(time_limit=1.0, tol=0.1))
     torch.testing.assert_close(together, alone, rtol=0, atol=0.1)
-
-
-def test_a_wrong_sign_of_the_constraints_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    vae = bent_vae(Bernoulli())
-    x, noise, ball = torch.rand(2, 2).double(), torch.randn(2, 2).double(), LinfBall(0.1)
-    exact = elbo_bounds(vae, x, ball, noise, BranchAndBound(tol=1e-4))
-    right = Units.constrain
-
-    def wrong(units: Units, relaxed: RelaxedVAE, parts: Subproblems, beta: Tensor) -> tuple[RelaxedVAE, Tensor]:
-        constrained, constant = right(units, relaxed, parts, beta)
-        return constrained, -constant
-
-    monkeypatch.setattr(Units, "constrain", wrong)
-    assert (rounds(root_of(vae, x, ball, noise), 10)[-1] > exact.lower + 0.01).any()
 
 
 # Options
