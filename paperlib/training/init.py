@@ -10,8 +10,9 @@ from paperlib.models.vae import VAE
 
 
 def interval_aware_(vae: VAE) -> VAE:
-    """The same model with new weights: those of each linear or convolutional layer are N(0, 2 pi / fan_in^2), by
-    torch's global generator, so that the mean radius of a box stays as it is through the layer and a ReLU after it.
+    """The same model with new weights: those of each layer that is linear, convolutional or a transposed convolution
+    are N(0, 2 pi / fan_in^2), with torch's global generator, so that the mean radius of a box stays as it is through
+    the layer and a ReLU after it.
 
     A weight of deviation s has the mean size  s sqrt(2/pi),  so a box of radius r gets one of  fan_in s sqrt(2/pi) r,
     and a ReLU keeps about half of it: the two cancel at  s = sqrt(2 pi) / fan_in. Biases stay as they are.

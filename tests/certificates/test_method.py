@@ -47,7 +47,14 @@ WORDS: dict[str, Method] = {
     "lagrangian": Lagrangian(steps=40),
     "beta-crown": BetaCrown(time_limit=1.0, tol=1e-3),
 }
-REAL_ARITHMETIC = ("exact", "zonotope", "hybrid-zonotope", "dual-network", "lagrangian", "beta-crown")  # without sound bounds
+REAL_ARITHMETIC = (
+    "exact",
+    "zonotope",
+    "hybrid-zonotope",
+    "dual-network",
+    "lagrangian",
+    "beta-crown",
+)  # without sound bounds
 BALL = LinfBall(0.1)
 EACH_TARGET = pytest.mark.parametrize("target", TARGETS)
 

@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-from paperlib import Interval, TrainConfig, mlp_vae, propagate
+from paperlib import Interval, TrainConfig, conv_vae, mlp_vae, propagate
 from paperlib.training.init import interval_aware_
 
 WIDE = TrainConfig(data_shape=(400,), hidden=(500, 300), latent_dim=30)
@@ -37,6 +37,20 @@ def test_boxes_keep_their_mean_radius_where_they_grow_with_the_weights_of_torch(
         vae = replace(WIDE, init=init).build()
         growth[init] = (propagate(vae.encoder[:4], box).radius.mean() / box.radius.mean()).item()
     assert 0.5 < growth["interval"] < 2 < 10 < growth["torch"]
+
+
+def test_boxes_keep_their_mean_radius_through_a_convolutional_vae() -> None:
+    torch.manual_seed(0)
+    vae = conv_vae((1, 32, 32), (16, 32), 20)
+    growth = {}
+    for init in ("torch", "interval"):
+        vae = interval_aware_(vae) if init == "interval" else vae
+        z = torch.rand(20, 32, 4, 4)
+        box = Interval(z, z + 1e-3)  # of what the transposed convolutions take
+        # the last one's own: no ReLU halves it
+        growth[init] = [(propagate(vae.decoder[2:end], box).radius.mean() / box.radius.mean()).item() for end in (5, 6)]
+    assert 0.4 < growth["interval"][0] < 1.2 and 0.8 < growth["interval"][1] < 2.4
+    assert growth["torch"][0] > 1.5 * growth["interval"][0] and growth["torch"][1] > 3 * growth["interval"][1]
 
 
 def test_the_seed_alone_decides_the_weights_and_no_generator_is_moved() -> None:
