@@ -13,6 +13,7 @@ from paperlib.certificates.api import certificate
 from paperlib.certificates.crown import Crown, CrownIBP
 from paperlib.certificates.evaluation import NOISE_SEED, certify, evaluation_noise
 from paperlib.certificates.ibp import IBP
+from paperlib.certificates.ladder.beta_crown import BetaCrown
 from paperlib.certificates.ladder.dual_network import DualNetwork
 from paperlib.certificates.ladder.lagrangian import Lagrangian
 from paperlib.certificates.ladder.random_projection import random_projection_bound
@@ -30,6 +31,7 @@ from paperlib.training.config import TrainConfig
 
 PLAIN_EPS = 0.01  # for the plain VAE, about which cheap bounds say nothing at EPS
 PROJECTIONS = 1_001  # random vectors for each layer
+SEARCH = 1.0  # seconds of branch and bound for each image
 RUNGS: dict[str, Method] = {  # from the cheapest on; the random projections stand beside them, as they do not certify
     "intervals": IBP(),
     "hybrid zonotope": HybridZonotope(),
@@ -39,6 +41,7 @@ RUNGS: dict[str, Method] = {  # from the cheapest on; the random projections sta
     "CROWN": Crown(),
     "alpha-CROWN": Crown(alpha_steps=20),
     "Lagrangian dual": Lagrangian(steps=40),
+    "beta-CROWN": BetaCrown(time_limit=SEARCH),
 }
 RANDOM = "random projections"
 IMAGES = {"paper": 20, "smoke": 2}  # the first of the test set

@@ -16,7 +16,7 @@ _SHAPES = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "h", "*")
 
 def looks(names: list[str]) -> dict[str, dict[str, Any]]:
     """A mark for each bound by its name; colours recur, shapes do not."""
-    colors = (_BLIND[place] for place in (0, 1, 2, 3, 4, 9, 7, 5, 8, 6, 0, 1))
+    colors = (_BLIND[place] for place in (0, 1, 2, 3, 4, 9, 7, 5, 2, 0, 3, 1))
     return {
         name: {"color": color, "marker": shape, "label": name, "ls": "none", "markersize": 5}
         for name, color, shape in zip(names, colors, _SHAPES, strict=False)
