@@ -74,7 +74,7 @@ class BetaCrown(Method):
 
     def memory(self, vae: VAE, layer_sizes: Sequence[int]) -> MemoryUse:
         crown = Crown().memory(vae, layer_sizes)
-        return MemoryUse(crown.per_image, crown.fixed + 16 * NUMBERS, largest_batch=IMAGES)
+        return MemoryUse(crown.per_image, crown.fixed + 8 * NUMBERS, largest_batch=IMAGES)
 
     def _end(
         self,
