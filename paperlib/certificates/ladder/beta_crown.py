@@ -19,7 +19,7 @@ from paperlib.certificates.crown import Crown
 from paperlib.certificates.interval_elbo import elbo_lower, elbo_upper
 from paperlib.certificates.ladder.search import NUMBERS, Search
 from paperlib.certificates.method import METHODS, MemoryUse, Method, Problem
-from paperlib.models.elbo import Target, elbo, explain_misfit
+from paperlib.models.elbo import Target, check_inputs, elbo, explain_misfit
 from paperlib.models.vae import VAE
 from paperlib.threats.attacks import pgd
 from paperlib.threats.perturbation import PerturbationSet
@@ -74,7 +74,7 @@ class BetaCrown(Method):
 
     def memory(self, vae: VAE, layer_sizes: Sequence[int]) -> MemoryUse:
         crown = Crown().memory(vae, layer_sizes)
-        return MemoryUse(crown.per_image, crown.fixed + 16 * NUMBERS, largest_batch=IMAGES)
+        return MemoryUse(crown.per_image, crown.fixed + 8 * NUMBERS, largest_batch=IMAGES)
 
     def _end(
         self,
@@ -90,7 +90,8 @@ class BetaCrown(Method):
         """The lower end for sign = 1, the upper end for sign = -1, [batch]."""
         if sound:
             raise ValueError("beta-CROWN holds in real arithmetic: with sound=True use another method")
-        ends = []
+        check_inputs(vae, x, noise)
+        ends = [x.new_zeros(0)]
         for start in range(0, len(x), IMAGES):
             rows = slice(start, start + IMAGES)
             begin, own = perf_counter(), (vae, x[rows], ball.rows(rows, x), noise[rows])
@@ -102,13 +103,16 @@ class BetaCrown(Method):
         return torch.cat(ends)
 
     def _search(self, problem: Problem, sign: float, reached: Tensor, deadline: float) -> Tensor:
-        root = Crown().relax(problem)
-        refined = Interval(elbo_lower(root.vae, root.bounds), elbo_upper(root.vae, root.bounds))
-        lower, upper = refined.intersect(problem.interval_elbo)
-        interval = lower if sign > 0 else -upper
-        end = interval
-        for bound in Search(root, sign, interval.abs(), reached).bounds(self.tol):
-            end = torch.fmax(interval, bound)
+        crown = Crown()
+        root = crown.relax(problem)
+        without_splits = crown.bounds_over(problem, root)
+        if sign > 0:
+            start, size = without_splits.lower, elbo_lower(root.vae, root.bounds).abs()
+        else:
+            start, size = -without_splits.upper, elbo_upper(root.vae, root.bounds).abs()
+        end = start
+        for bound in Search(root, sign, size, reached).bounds(self.tol):
+            end = torch.fmax(start, bound)
             if perf_counter() > deadline:
                 break
         return end

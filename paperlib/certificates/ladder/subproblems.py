@@ -47,17 +47,9 @@ class Subproblems:
     def whole(cls, batch: int, like: Tensor) -> Self:
         """The regions themselves, which no split has cut; nothing is bounded yet."""
         column, row = like.new_zeros(batch), like.new_zeros(batch, 0)
+        example = torch.arange(batch, device=like.device)
         return cls(
-            example=torch.arange(batch, device=like.device),
-            bound=column - torch.inf,
-            unit=row.long(),
-            side=row,
-            point=row,
-            beta=row,
-            step=row,
-            next_unit=column.long(),
-            next_point=column,
-            next_step=column,
+            example, column - torch.inf, row.long(), row, row, row, row, torch.zeros_like(example), column, column
         )
 
     def __len__(self) -> int:
