@@ -60,7 +60,6 @@ def test_the_released_models_are_ours_of_the_first_seed(dataset: str, profile: s
 def rows(tiny: None, test: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> pd.DataFrame:
     """Of untrained models; each run has taken as many seconds as it has steps."""
     monkeypatch.setattr(front, "in_parallel", lambda task, items, **_: [task(item) for item in items])
-    monkeypatch.setattr(front, "SEEDS", {"smoke": (0,)})
     monkeypatch.setattr(front, "CHANGES", {name: front.CHANGES[name] for name in (front.BASE, "twice the width")})
     for sizes, size in ((tighter.IMAGES, 5), (tighter.SUBSET, 3)):
         monkeypatch.setitem(sizes, "smoke", size)
