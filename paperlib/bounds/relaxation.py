@@ -162,7 +162,7 @@ def _(layer: nn.ConvTranspose2d, box: Interval) -> Affine:
             coefficients,
             layer.weight,
             stride=layer.stride,
-            padding=layer.padding,  # type: ignore[arg-type]
+            padding=layer.padding,
             dilation=layer.dilation,
             groups=layer.groups,
         )
