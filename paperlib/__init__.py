@@ -17,6 +17,9 @@ from paperlib.certificates.crown import Crown, CrownIBP
 from paperlib.certificates.evaluation import certify
 from paperlib.certificates.expected import certify_expected
 from paperlib.certificates.ibp import IBP
+from paperlib.certificates.ladder.dual_network import DualNetwork
+from paperlib.certificates.ladder.lagrangian import Lagrangian
+from paperlib.certificates.ladder.random_projection import ProbableBound, random_projection_bound
 from paperlib.certificates.ladder.zonotope import DeepZ, HybridZonotope
 from paperlib.certificates.likelihood_bounds import LikelihoodBounds, likelihood_bounds
 from paperlib.certificates.log_weights import iwae_bounds
@@ -66,6 +69,7 @@ __all__ = [
     "Dataset",
     "DeepZ",
     "DiscretizedLogistic",
+    "DualNetwork",
     "EncoderProposal",
     "FittedProposal",
     "Gaussian",
@@ -74,6 +78,7 @@ __all__ = [
     "Interval",
     "L1Ball",
     "L2Ball",
+    "Lagrangian",
     "Likelihood",
     "LikelihoodBounds",
     "LinearFunction",
@@ -84,6 +89,7 @@ __all__ = [
     "Objective",
     "PatchSet",
     "Poisson",
+    "ProbableBound",
     "Residual",
     "Rounding",
     "SmoothCurve",
@@ -117,6 +123,7 @@ __all__ = [
     "mlp_vae",
     "pgd",
     "propagate",
+    "random_projection_bound",
     "relaxation_rule",
     "robust_loss",
     "rounding_rule",

@@ -12,16 +12,21 @@ from itertools import product
 import torch
 from torch import Tensor, nn
 from torch.distributions import Bernoulli as BernoulliDensity
+from torch.distributions import ContinuousBernoulli as ContinuousBernoulliDensity
 from torch.distributions import Normal, kl_divergence
+from torch.distributions import Poisson as PoissonDensity
 
 from paperlib import (
     IBP,
     VAE,
     Bernoulli,
+    ContinuousBernoulli,
     Crown,
+    DiscretizedLogistic,
     Gaussian,
     Interval,
     LinfBall,
+    Poisson,
     certificate,
     conv_vae,
     elbo,
@@ -39,6 +44,12 @@ LIKELIHOODS: dict[str, Callable[[], Likelihood]] = {
     "bernoulli": Bernoulli,
     "gaussian": partial(Gaussian, scale=0.5),
     "learned": partial(Gaussian, scale=2.0, learned=True),
+}
+# tested less often through whole networks, as all that is not their own is the same
+MORE_LIKELIHOODS: dict[str, Callable[[], Likelihood]] = {
+    "continuous-bernoulli": ContinuousBernoulli,
+    "poisson": Poisson,
+    "discretized-logistic": partial(DiscretizedLogistic, scale=0.1),
 }
 TARGETS = ["perturbed", "clean"]
 
@@ -79,11 +90,26 @@ def reference_elbo(vae: VAE, x: Tensor, noise: Tensor, target: Tensor) -> Tensor
     posterior = Normal(raw[:, : vae.latent_dim], raw[:, vae.latent_dim :].exp().sqrt())
     kl = kl_divergence(posterior, Normal(torch.zeros_like(noise), torch.ones_like(noise)))
     output = vae.decoder(posterior.mean + posterior.stddev * noise)
-    if isinstance(vae.likelihood, Gaussian):
-        pixels = Normal(output, vae.likelihood.log_scale.exp())
-    else:
-        pixels = BernoulliDensity(logits=output, validate_args=False)  # grey values are outside its support
-    return pixels.log_prob(target).flatten(1).sum(1) - kl.sum(1)
+    return reference_terms(vae.likelihood, output, target).flatten(1).sum(1) - kl.sum(1)
+
+
+def reference_terms(likelihood: Likelihood, output: Tensor, target: Tensor) -> Tensor:
+    """log p(target | output) of each element, by torch.distributions or by the definition."""
+    if isinstance(likelihood, Gaussian):
+        return Normal(output, likelihood.log_scale.exp()).log_prob(target)
+    if isinstance(likelihood, ContinuousBernoulli):
+        return ContinuousBernoulliDensity(logits=output, lims=(0.496, 0.504), validate_args=False).log_prob(target)
+    if isinstance(likelihood, Poisson):
+        return PoissonDensity(output.exp(), validate_args=False).log_prob(target)  # counts between whole ones
+    if isinstance(likelihood, DiscretizedLogistic):
+        w, scale, inf = likelihood.half_bin.item(), likelihood.scale.item(), torch.inf
+        low = torch.where(target < w, -inf, (target - w - output) / scale)
+        high = torch.where(1 - target < w, inf, (target + w - output) / scale)
+        # mirrored where both probabilities are close to 1, and their difference would have no digits
+        mirrored = low + high > 0
+        low, high = torch.where(mirrored, -high, low), torch.where(mirrored, -low, high)
+        return (torch.sigmoid(high) - torch.sigmoid(low)).log()
+    return BernoulliDensity(logits=output, validate_args=False).log_prob(target)  # grey values are outside its support
 
 
 @torch.no_grad()
@@ -175,7 +201,7 @@ def audit_case(name: str, likelihood: str = "bernoulli", batch: int = 3) -> tupl
     relaxations of ReLU, and "smooth" has the other activations.
     """
     torch.manual_seed(1)
-    vae = CASES[name](LIKELIHOODS[likelihood]()).double().eval()
+    vae = CASES[name]((LIKELIHOODS | MORE_LIKELIHOODS)[likelihood]()).double().eval()
     shape = {"conv": (1, 4, 4), "chain": (1,), "bend": (1,)}.get(name, (3,))
     x = torch.rand(batch, *shape, dtype=torch.float64).round(decimals=1)  # some pixels near or on the edge of [0, 1]
     x[0], x[-1] = 0.0, 1.0

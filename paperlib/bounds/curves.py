@@ -13,7 +13,7 @@ from torch.autograd.function import once_differentiable
 from paperlib.bounds.box import Interval
 from paperlib.bounds.linear import AlphaRelaxation, LinearFunction, LinearRelaxation
 
-BISECTIONS = 10  # for a tangent, which is a bound however near it comes
+BISECTIONS = 16  # for a tangent, which is a bound however near it comes
 
 Curve = Callable[[Tensor], Tensor]  # elementwise
 
@@ -69,18 +69,25 @@ def _sigmoidal_below(function: Curve, derivative: Curve, box: Interval) -> Alpha
     touch = torch.where(high > middle, _touching(function, derivative, fixed), (low + middle) / 2)
     alpha = torch.where(tangents, (touch - low) / torch.where(tangents, middle - low, 1.0), 1.0).clamp(0, 1)
 
-    def line(ends: Interval, share: Tensor) -> LinearFunction:
-        point = torch.where(tangents, torch.lerp(ends.lower, _convex_end(ends), share), ends.lower)
-        run = ends.upper - point
-        to_end = (function(ends.upper) - function(point)) / torch.where(run > 0, run, 1.0)
-        steepest = torch.maximum(torch.minimum(to_end, derivative(point)), derivative(_before_0(point)))
-        least = torch.minimum(*(derivative(end) for end in ends))
-        through_low = torch.lerp(least, chord_below(function, derivative, ends).slope, share)
-        slope = torch.where(tangents, steepest, through_low)
-        offsets = [function(at) - slope * at for at in (ends.lower, point, ends.upper)]
-        return LinearFunction(slope, torch.minimum(torch.minimum(*offsets[:2]), offsets[2]))
+    def lines(ends: Interval) -> Callable[[Tensor], LinearFunction]:
+        at_low, at_high = ends.map(function)
+        last, slopes = _convex_end(ends), ends.map(derivative)
+        least, chord = torch.minimum(*slopes), chord_below(function, derivative, ends).slope
+        # where the derivative jumps at 0, all slopes between both are those of a tangent: also that to the upper end
+        run = ends.upper - last
+        to_end = (at_high - function(last)) / torch.where(run > 0, run, 1.0)
+        at_last = torch.maximum(torch.minimum(to_end, derivative(last)), derivative(_before_0(last)))
 
-    return AlphaRelaxation(line(box, alpha), alpha, lambda share: line(fixed, share))
+        def line(share: Tensor) -> LinearFunction:
+            point = torch.where(tangents, torch.lerp(ends.lower, last, share), ends.lower)
+            of_tangent = torch.where(point < last, derivative(point), at_last)
+            slope = torch.where(tangents, of_tangent, torch.lerp(least, chord, share))
+            at_ends = torch.minimum(at_low - slope * ends.lower, at_high - slope * ends.upper)
+            return LinearFunction(slope, torch.minimum(at_ends, function(point) - slope * point))
+
+        return line
+
+    return AlphaRelaxation(lines(box)(alpha), alpha, lines(fixed))
 
 
 def _convex_end(box: Interval) -> Tensor:

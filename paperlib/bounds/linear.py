@@ -192,12 +192,15 @@ def parallel(relaxation: LinearRelaxation, box: Interval) -> ParallelRelaxation:
         return of_upper
     of_least = _with_slope(relaxation, box, torch.minimum(lower.first.slope, upper.first.slope))
     better = of_least.radius < of_upper.radius
-    return ParallelRelaxation(
-        torch.where(better, of_least.slope, of_upper.slope),
-        torch.where(better, of_least.middle, of_upper.middle),
-        torch.where(better, of_least.radius, of_upper.radius),
-        relaxation.selection,
+    slope, middle, radius = (
+        torch.where(better, least, other)
+        for least, other in (
+            (of_least.slope, of_upper.slope),
+            (of_least.middle, of_upper.middle),
+            (of_least.radius, of_upper.radius),
+        )
     )
+    return ParallelRelaxation(slope, middle, radius, relaxation.selection)
 
 
 def _with_slope(relaxation: LinearRelaxation, box: Interval, slope: Tensor) -> ParallelRelaxation:

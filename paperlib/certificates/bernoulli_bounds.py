@@ -40,8 +40,8 @@ class ContinuousBernoulliBounds(UnitBounds):
     """Exact intervals, and linear bounds, of the continuous Bernoulli log-density."""
 
     def rounding(self, output: Interval, target: Interval) -> Rounding:
-        # the quotient whose log A takes errs by expm1 and a division, which move the log by as much; then A's sum, t l
-        # and the difference
+        # A takes the log of a quotient, which is off by expm1 and the division and moves the log by as much. Then there
+        # are A's own sum, t * l and the difference.
         few = FUNCTION_ERRORS["expm1"] + 2 * FUNCTION_ERRORS["log"] + 4
         largest = magnitude(output)
         parts = (magnitude(target) + 1) * largest + torch.log1p(largest) + 1

@@ -15,7 +15,7 @@ from paperlib.bounds.box import Interval
 from paperlib.certificates.backward import RelaxedVAE, linear_lower, linear_upper
 from paperlib.certificates.interval_elbo import elbo_lower, elbo_upper
 from paperlib.certificates.method import METHODS, MemoryUse, Problem, TrainableMethod
-from paperlib.certificates.refinement import refine
+from paperlib.certificates.refinement import has_unit_passes, refine
 from paperlib.certificates.unit_bounds import ROWS
 from paperlib.models.elbo import Target
 from paperlib.models.vae import VAE
@@ -69,7 +69,11 @@ class CrownIBP(TrainableMethod):
         return bounds.intersect(problem.interval_elbo)
 
     def lower_over(self, problem: Problem) -> Tensor:
-        relaxed, beta = self.relax(problem), problem.beta
+        return self.lower_from(problem, self.relax(problem))
+
+    def lower_from(self, problem: Problem, relaxed: RelaxedVAE) -> Tensor:
+        """`lower_over` from the layers that `relax` has relaxed, [batch], nats."""
+        beta = problem.beta
         interval, linear = elbo_lower(relaxed.vae, relaxed.bounds, beta), linear_lower(relaxed, self.alpha_steps, beta)
         lower = torch.fmax(interval, linear - slack(linear, interval))  # a NaN bounds nothing
         if relaxed.bounds is problem.bounds:
@@ -89,12 +93,14 @@ class CrownIBP(TrainableMethod):
 @dataclass(frozen=True)
 class Crown(CrownIBP):
     """Linear bounds over boxes that linear bounds have tightened: in addition to `CrownIBP` one backward pass for each
-    latent, and the products of the latents' coefficients with each layer of the decoder.
+    latent, and the products of the latents' coefficients with each layer of the decoder. Where encoder or decoder have
+    several nonlinear layers, two backward passes to the input for each unit as well.
 
     Never looser than `IBP`. Without a gradient through the tightened boxes.
 
     Args:
-        alpha_steps: of the optimisation of the free slopes alpha; no number of steps is looser than none.
+        alpha_steps: of the optimisation of the free slopes alpha, those of the units' own passes included; no number of
+            steps is looser than none.
     """
 
     @property
@@ -104,9 +110,25 @@ class Crown(CrownIBP):
     def relax(self, problem: Problem) -> RelaxedVAE:
         return refine(super().relax(problem), self.alpha_steps)
 
+    def bounds_over(self, problem: Problem, relaxed: RelaxedVAE) -> Interval:
+        bounds = super().bounds_over(problem, relaxed)
+        if self.alpha_steps and has_unit_passes(relaxed):
+            # over tighter boxes other slopes are the initial ones, which may be worse for the ELBO
+            initial = Crown()
+            bounds = bounds.intersect(initial.bounds_over(problem, initial.relax(problem)))
+        return bounds
+
+    def lower_from(self, problem: Problem, relaxed: RelaxedVAE) -> Tensor:
+        lower = super().lower_from(problem, relaxed)
+        if self.alpha_steps and has_unit_passes(relaxed):
+            lower = torch.fmax(lower, Crown().lower_over(problem))
+        return lower
+
     def memory(self, vae: VAE, layer_sizes: Sequence[int]) -> MemoryUse:
+        # the alphas of a part of a layer's units, their gradients, Adam's moments and the graph
+        copies = 6 if self.alpha_steps else 1
         return MemoryUse(
-            per_image=max(ROWS, 2 * vae.latent_dim) * sum(layer_sizes),
+            per_image=2 * max(ROWS, vae.latent_dim) * sum(layer_sizes) * copies,
             fixed=max(layer_sizes) * sum(layer_sizes) // 2,
             largest_batch=100,
         )

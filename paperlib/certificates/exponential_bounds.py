@@ -22,9 +22,10 @@ from paperlib.models.likelihood import ExponentialFamily, sum_per_example
 
 
 class ExponentialFamilyBounds(LikelihoodBounds):
-    """Exact intervals, and linear bounds, for a family whose h is 0; others say in `best_targets` where they fit best.
+    """Exact intervals, and linear bounds, for a family whose h is 0.
 
-    No rounding: a family whose functions have bounded errors subclasses this with a method `rounding`.
+    Others subclass this with `best_targets`, `base_below` and `base_above`; without, their lower bound alone is there.
+    No rounding: a family with bounds of what its functions round subclasses this with a method `rounding`.
     """
 
     likelihood: ExponentialFamily
@@ -58,27 +59,50 @@ class ExponentialFamilyBounds(LikelihoodBounds):
     def best_targets(self, output: Interval, target: Interval) -> Sequence[Tensor]:
         """One or two targets of the box, at one of which  max over l of log p  is largest."""
         # with h = 0 it is a maximum of functions that are linear in t, hence convex
+        self._check_no_base("best_targets")
         return tuple(target)
 
+    @property
+    def has_base(self) -> bool:
+        """Whether the family has an h."""
+        return type(self.likelihood).log_base_measure is not ExponentialFamily.log_base_measure
+
+    def _check_no_base(self, method: str) -> None:
+        if self.has_base:
+            raise NotImplementedError(
+                f"{type(self).__name__} has no {method}, which a family with a base measure needs"
+            )
+
     def target_slope(self, output: Interval) -> Interval:
-        return output
+        return super().target_slope(output) if self.has_base else output
 
     def mean(self, output: Interval) -> Interval:
         return output.map(self.likelihood.mean_parameter)
 
     def natural_form(self) -> NaturalForm:
-        return NaturalForm(1.0, self.likelihood.log_normalizer, self.likelihood.mean_parameter)
+        family = self.likelihood
+        return NaturalForm(1.0, family.log_normalizer, family.mean_parameter, family if self.has_base else None)
 
     def linear_below(self, output: Interval, target: Interval) -> AlphaRelaxation[JointLinearFunction]:
         # t * l by McCormick's two planes, and the concave -A(l) by its chord
         chord = chord_below(self._minus_normalizer, self._minus_mean, output)
-        return _mccormick(chord, output, target.lower, target.upper)
+        return _mccormick(chord, output, target.lower, target.upper, self.base_below(target))
 
     def linear_above(self, output: Interval, target: Interval) -> AlphaRelaxation[JointLinearFunction]:
         # The tangent touches where the fit of the middle target is best.
         best = self.likelihood.natural_parameter(target.center).clamp(*output)
         line = tangent(self._minus_normalizer, self._minus_mean, best)
-        return _mccormick(line, output, target.upper, target.lower)
+        return _mccormick(line, output, target.upper, target.lower, self.base_above(target))
+
+    def base_below(self, target: Interval) -> LinearFunction | None:
+        """A line below h(t) over the box; None for an h of 0."""
+        self._check_no_base("base_below")
+        return None
+
+    def base_above(self, target: Interval) -> LinearFunction | None:
+        """A line above h(t) over the box; None for an h of 0."""
+        self._check_no_base("base_above")
+        return None
 
     def _minus_normalizer(self, output: Tensor) -> Tensor:
         return -self.likelihood.log_normalizer(output)
@@ -106,7 +130,7 @@ class _LeastAtCorners(torch.autograd.Function):
         mean: Curve,
     ) -> Tensor:
         def fit(target: Tensor, logit: Tensor, base: Tensor | None) -> Tensor:
-            return target * logit if base is None else torch.addcmul(base, target, logit)
+            return target * logit if base is None else target * logit + base
 
         # concave in l, so smallest at an end, and there concave in t
         at_low = torch.minimum(fit(target_low, low, base_low), fit(target_high, low, base_high)).sub_(normalizer(low))
@@ -141,9 +165,10 @@ class _LeastAtCorners(torch.autograd.Function):
 
 
 def _mccormick(
-    function: LinearFunction, output: Interval, at_low: Tensor, at_high: Tensor
+    function: LinearFunction, output: Interval, at_low: Tensor, at_high: Tensor, base: LinearFunction | None = None
 ) -> AlphaRelaxation[JointLinearFunction]:
-    """t * l + function(l), with the product replaced by either of two planes on the same side of it (McCormick 1976).
+    """t * l + function(l) + base(t), with the product replaced by either of two planes on the same side of it
+    (McCormick 1976).
 
     Over l in [low, high] the first plane agrees with t * l at low and at the target `at_low`, the second at high and at
     the target `at_high`:
@@ -153,6 +178,8 @@ def _mccormick(
     They are below t * l where at_low and at_high are the lower and the upper target, and above it where they are the
     upper and the lower one. Every mixture of them is a bound, too: alpha is the share of the second.
     """
+    if base is not None:
+        return _mccormick_beside(function, output, at_low, at_high, base)
     low, high = output
     span = at_high - at_low
     # Initially the coefficient of the target is as near to 0 as it can be, at alpha = -low / (high - low), clipped.
@@ -171,3 +198,25 @@ def _mccormick(
         return JointLinearFunction(output_slope, torch.lerp(low, high, alpha), function.offset - product)
 
     return AlphaRelaxation(initial, 1 - first_share.detach(), at)
+
+
+def _mccormick_beside(
+    function: LinearFunction, output: Interval, at_low: Tensor, at_high: Tensor, base: LinearFunction
+) -> AlphaRelaxation[JointLinearFunction]:
+    """`_mccormick` with a line in t, whose slope moves the output:  t * l + slope * t = t * (l + slope).
+
+    The planes are the same, and with the output moved the initial one has a small coefficient of t all in all.
+    """
+    moved = _mccormick(
+        LinearFunction(function.slope, function.offset - function.slope * base.slope + base.offset),
+        output.map(lambda end: end + base.slope),
+        at_low,
+        at_high,
+    )
+
+    def back(plane: JointLinearFunction) -> JointLinearFunction:
+        return JointLinearFunction(
+            plane.output_slope, plane.target_slope, plane.offset + plane.output_slope * base.slope
+        )
+
+    return AlphaRelaxation(back(moved.initial), moved.alpha, lambda alpha: back(moved.at(alpha)))

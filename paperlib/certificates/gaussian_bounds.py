@@ -2,6 +2,10 @@
 
 The log-density of an element depends on its distance d = mean - target alone, in which it is even and concave: it is
 smallest at the largest |d| over both boxes, and largest at the smallest.
+
+In natural parameters it is an exponential family, too, with the same intervals. Above, the tangent in d is tighter than
+the planes of `ExponentialFamilyBounds`, as log p is concave in mean and target together; below, the chord in d is one
+of the family's bounds, at alpha = 1/2.
 """
 
 import math
@@ -11,7 +15,7 @@ from torch import Tensor
 
 from paperlib.bounds.box import Interval
 from paperlib.bounds.curves import chord_below, tangent
-from paperlib.bounds.linear import JointLinearFunction, LinearFunction
+from paperlib.bounds.linear import AlphaRelaxation, JointLinearFunction, LinearFunction
 from paperlib.bounds.rounding import FUNCTION_ERRORS, Rounding
 from paperlib.certificates.likelihood_bounds import LikelihoodBounds, NaturalForm, likelihood_bounds
 from paperlib.models.likelihood import Gaussian, normal_log_density, sum_per_example
@@ -44,8 +48,24 @@ class GaussianBounds(LikelihoodBounds):
         count = 2 * FUNCTION_ERRORS["exp"] + 8 + math.prod(summands.shape[1:])
         return Rounding(count, sum_per_example(summands), peak=torch.maximum(inverse, 1 / inverse).amax())
 
-    def linear_below(self, output: Interval, target: Interval) -> JointLinearFunction:
-        return _of_both(chord_below(self._log_density, self._slope, _distance(output, target)))
+    def linear_below(self, output: Interval, target: Interval) -> AlphaRelaxation[JointLinearFunction]:
+        # The chord over the distance is the middle between the bounds by McCormick's two planes of the product of mean
+        # and target, with chords of both squares: as good to begin with, and alpha chooses between them.
+        chord = _of_both(chord_below(self._log_density, self._slope, _distance(output, target)))
+        precision = torch.exp(-2 * self.likelihood.log_scale)
+        output_span, target_span = (precision * (box.upper - box.lower) for box in (output, target))
+        product = precision * (target.upper * output.upper - target.lower * output.lower)
+        middle = torch.full_like(output.lower, 0.5)
+
+        def at(alpha: Tensor) -> JointLinearFunction:
+            share = alpha - middle
+            return JointLinearFunction(
+                chord.output_slope + share * target_span,
+                chord.target_slope + share * output_span,
+                chord.offset - share * product,
+            )
+
+        return AlphaRelaxation(chord, middle, at)
 
     def linear_above(self, output: Interval, target: Interval) -> JointLinearFunction:
         distance = _distance(output, target)

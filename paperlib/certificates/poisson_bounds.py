@@ -10,10 +10,10 @@ from torch import Tensor
 
 from paperlib.bounds.box import Interval
 from paperlib.bounds.curves import chord_below, tangent
-from paperlib.bounds.linear import AlphaRelaxation, JointLinearFunction, LinearFunction
+from paperlib.bounds.linear import LinearFunction
 from paperlib.bounds.rounding import FUNCTION_ERRORS, Rounding, magnitude, rounding_of_sum
 from paperlib.certificates.exponential_bounds import ExponentialFamilyBounds
-from paperlib.certificates.likelihood_bounds import LikelihoodBounds, NaturalForm, likelihood_bounds
+from paperlib.certificates.likelihood_bounds import likelihood_bounds
 from paperlib.models.exponential import Poisson
 
 
@@ -34,12 +34,6 @@ class PoissonBounds(ExponentialFamilyBounds):
         """
         return (_inverse_digamma(output.lower.detach()).sub(1).clamp(*target),)
 
-    def target_slope(self, output: Interval) -> Interval:
-        return LikelihoodBounds.target_slope(self, output)  # log p is not linear in the count
-
-    def natural_form(self) -> NaturalForm:
-        return NaturalForm(1.0, self.likelihood.log_normalizer, self.likelihood.mean_parameter, self.likelihood)
-
     def rounding(self, output: Interval, target: Interval) -> Rounding:
         # t + 1 is rounded, which moves log Gamma by |digamma(t + 1)| (t + 1) u, and |digamma(v)| <= max(log v, 0.58)
         few = FUNCTION_ERRORS["lgamma"] + 4
@@ -48,27 +42,14 @@ class PoissonBounds(ExponentialFamilyBounds):
         parts = target.upper * magnitude(output) + output.upper.exp() + gamma
         return rounding_of_sum(few, parts, self.largest_term(output, target))
 
-    def linear_below(self, output: Interval, target: Interval) -> AlphaRelaxation[JointLinearFunction]:
-        chord = chord_below(self.likelihood.log_base_measure, _minus_digamma, target)
-        return _plus(super().linear_below(output, target), chord)
+    def base_below(self, target: Interval) -> LinearFunction:
+        return chord_below(self.likelihood.log_base_measure, _minus_digamma, target)
 
-    def linear_above(self, output: Interval, target: Interval) -> AlphaRelaxation[JointLinearFunction]:
-        line = tangent(self.likelihood.log_base_measure, _minus_digamma, target.center)
-        return _plus(super().linear_above(output, target), line)
+    def base_above(self, target: Interval) -> LinearFunction:
+        return tangent(self.likelihood.log_base_measure, _minus_digamma, target.center)
 
 
 likelihood_bounds.register(Poisson, PoissonBounds)
-
-
-def _plus(fit: AlphaRelaxation[JointLinearFunction], base: LinearFunction) -> AlphaRelaxation[JointLinearFunction]:
-    """The bound of t * l - A(l) with that of h(t) added."""
-
-    def add(function: JointLinearFunction) -> JointLinearFunction:
-        return JointLinearFunction(
-            function.output_slope, function.target_slope + base.slope, function.offset + base.offset
-        )
-
-    return AlphaRelaxation(add(fit.initial), fit.alpha, lambda alpha: add(fit.at(alpha)))
 
 
 def _minus_digamma(target: Tensor) -> Tensor:

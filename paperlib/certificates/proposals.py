@@ -28,7 +28,7 @@ from paperlib.certificates.method import Method
 from paperlib.models import gaussian
 from paperlib.models.gaussian import Posterior
 from paperlib.models.iwae import log_mean_exp, log_ratio
-from paperlib.models.likelihood import Bernoulli, Gaussian, Likelihood, sum_per_example
+from paperlib.models.likelihood import Likelihood, sum_per_example
 from paperlib.models.vae import VAE
 from paperlib.threats.perturbation import ChangeRegion, PerturbationSet, Region
 
@@ -89,8 +89,8 @@ def mean_weight_lower(vae: VAE, x: Tensor, ball: PerturbationSet, posterior: Pos
     this, [batch], nats.
 
     It is the larger of two bounds. The first has each draw at its own worst x'. The second is a tangent of
-    log-mean-exp,  sum over k of p_k log w_k(x') + entropy(p) - log K,  for likelihoods whose outputs are natural
-    parameters up to a scale: log p(t | l) = c t l - A(l) + h(t). The sum is then the log-likelihood of the mean output
+    log-mean-exp,  sum over k of p_k log w_k(x') + entropy(p) - log K,  for likelihoods of a `NaturalForm`:
+    log p(t | l) = c t l - A(l) + h(t). The sum is then the log-likelihood of the mean output
     sum p_k l_k, less what the convex A adds, so that it is bounded in closed form, too. The weights p are those of the
     draws at points of a Frank-Wolfe search for the worst x': each of them gives a bound, the best p the exact minimum
     for a Bernoulli likelihood.
@@ -105,7 +105,7 @@ def mean_weight_lower(vae: VAE, x: Tensor, ball: PerturbationSet, posterior: Pos
     output, likelihood = vae.decoder(z.flatten(0, 1)), vae.likelihood
     targets, region = _copies(x, ball, len(noise))
     best = log_mean_exp(fit_lower_at(likelihood, output, region).view(ratio.shape) + ratio)
-    if not _is_natural(likelihood):
+    if len(noise) == 1 or bounds_of(likelihood).natural_form() is None:
         return best
 
     with torch.enable_grad():
@@ -188,11 +188,6 @@ def _better(first: Posterior, second: Posterior, bound: Callable[..., Tensor], n
     """For each example the one of higher bound; the first where the second has none."""
     better = (bound(*second, noise) > bound(*first, noise)).unsqueeze(1)
     return torch.where(better, second[0], first[0]), torch.where(better, second[1], first[1])
-
-
-def _is_natural(likelihood: Likelihood) -> bool:
-    """Whether log p(t | l) = c t l - A(l) + h(t)."""
-    return type(likelihood) in (Bernoulli, Gaussian)
 
 
 def _weighted(share: Tensor, values: Tensor) -> Tensor:

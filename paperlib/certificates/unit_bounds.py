@@ -38,7 +38,11 @@ class EncoderPass:
         return any(layer.error is not None for layer in self.layers)
 
     def __call__(self, coefficients: Tensor, select_alpha: AlphaSelector) -> Tensor:
-        """A lower bound of  coefficients . units  over the region, [rows, batch], for coefficients [rows, batch, *shape]."""
+        """A lower bound of  coefficients . units  over the region, [rows, batch].
+
+        Args:
+            coefficients: [rows, batch, *shape].
+        """
         return self.from_posterior(coefficients, coefficients.new_zeros(coefficients.shape[:2]), select_alpha)
 
     def from_posterior(self, coefficients: Tensor, constant: Tensor, select_alpha: AlphaSelector) -> Tensor:

@@ -208,9 +208,9 @@ class Certify(Measure):
     rows sooner.
     """
 
-    method: Literal["ibp", "crown-ibp", "crown", "exact", "best"] = "ibp"
+    method: Literal["ibp", "crown-ibp", "crown", "exact", "best", "dual-network", "lagrangian"] = "ibp"
     """Method of the bound: ibp is the fastest, crown-ibp and crown are tighter, exact is for inputs of at most 3
-    numbers, best is the tightest within a budget."""
+    numbers, best is the tightest within a budget; the others are those of notebook 10."""
     alpha_steps: int | None = None
     """Steps of the optimisation of the free slopes of crown-ibp and crown; none if not given."""
     sound: bool = False

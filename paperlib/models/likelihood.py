@@ -73,8 +73,9 @@ class ExponentialFamily(Likelihood):
 
     def log_density(self, output: Tensor, target: Tensor) -> Tensor:
         """log p(t | l) of each element."""
-        fit, base = target * output - self.log_normalizer(output), self.log_base_measure(target)
-        return fit if base is None else fit + base
+        base = self.log_base_measure(target)
+        fit = target * output if base is None else target * output + base
+        return fit - self.log_normalizer(output)
 
     def mean(self, output: Tensor) -> Tensor:
         return self.mean_parameter(output)

@@ -112,6 +112,7 @@ def mlp_vae(
     hidden: Sequence[int] = (512,),
     latent_dim: int = 20,
     likelihood: Likelihood | None = None,
+    input_clip: float = 0.0,
 ) -> VAE:
     """A fully connected VAE with ReLU; the decoder mirrors the encoder. The default is the model of the experiments.
 
@@ -120,10 +121,18 @@ def mlp_vae(
         hidden: widths of the encoder's hidden layers, in order.
         latent_dim: number of latent coordinates.
         likelihood: `Bernoulli()` if not given.
+        input_clip: the encoder sees the inputs clipped to [input_clip, 1 - input_clip], if it is above 0: for data in
+            [0, 1], whose features are mostly at an end. No change of such a feature by up to input_clip is seen.
+
+    Raises ValueError for an input_clip outside [0, 0.5).
     """
+    if not 0 <= input_clip < 0.5:
+        raise ValueError(f"input_clip must be in [0, 0.5), got {input_clip}")
     size = math.prod(data_shape)
     encoder = _mlp([size, *hidden, 2 * latent_dim])
     decoder = _mlp([latent_dim, *reversed(hidden), size])
+    if input_clip > 0:
+        encoder.insert(0, nn.Hardtanh(input_clip, 1 - input_clip))
     if len(data_shape) > 1:
         encoder.insert(0, nn.Flatten())
         decoder.append(nn.Unflatten(1, tuple(data_shape)))

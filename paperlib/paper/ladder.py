@@ -43,7 +43,8 @@ RUNGS: dict[str, Method] = {  # from the cheapest on; the random projections sta
 RANDOM = "random projections"
 IMAGES = {"paper": 20, "smoke": 2}  # the first of the test set
 SMALL = {"paper": (64, 8), "smoke": (16, 4)}  # hidden units and latents of the small models
-STEPS = {"paper": 2_000, "smoke": 60}  # of the small models' training
+STEPS = {"paper": 600, "smoke": 20}  # of the small models' training
+BATCH = 32
 AGAIN = 1.0  # seconds: what took less is measured once more, as a first call prepares memory
 TRAINED_ON = ("ibp", "hybrid-zonotope", "dual-network", "crown-ibp")
 SMALL_BOUND = "crown-ibp"  # of the small model whose rungs are compared
@@ -60,7 +61,7 @@ def small_models(dataset: str, profile: str) -> dict[str, TrainConfig]:
         latent_dim=latent_dim,
         kappa=0.5,
         eps=EPS,
-        batch_size=64,
+        batch_size=BATCH,
         steps=STEPS[profile],
     )
     return {bound: TrainConfig.from_dict({**base.as_dict(), "bound": bound}) for bound in TRAINED_ON}

@@ -50,3 +50,12 @@ def training_table(rows: pd.DataFrame) -> pd.DataFrame:
         }
         for row in rows.to_dict("records")
     )
+
+
+def depth_table(rows: pd.DataFrame) -> pd.DataFrame:
+    """A row for each network of the grid; of each method the certificate, rounded down, and its time."""
+    table: dict[tuple[str, float], dict[str, str]] = {}
+    for row in rows[rows["part"] == "grid"].to_dict("records"):
+        line = table.setdefault((row["network"], row["eps"]), {"attacked": f"{row['attacked']:.1f}"})
+        line[row["method"]] = f"{rounded_down(row['certified'])} ({row['ms']:.3g} ms)"
+    return pd.DataFrame({"network": network, "radius": f"{eps:g}", **cells} for (network, eps), cells in table.items())

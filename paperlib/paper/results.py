@@ -19,7 +19,7 @@ from paperlib.models.vae import VAE
 from paperlib.runtime.files import ConfigMismatchError, DamagedFileError, atomic, read_tensors, write_tensors
 from paperlib.runtime.parallel import in_parallel, training_jobs
 from paperlib.runtime.progress import announce
-from paperlib.runtime.rows import read_rows, write_rows
+from paperlib.runtime.rows import read_header, read_rows, write_rows
 from paperlib.training.checkpoint import load, save
 from paperlib.training.config import TrainConfig
 from paperlib.training.loop import TrainResult, train
@@ -165,6 +165,10 @@ class Results:
     def model(self, name: str, config: TrainConfig) -> VAE:
         """A model that an earlier notebook trained with this configuration."""
         return load(self._find(f"{name}.safetensors"), config)
+
+    def seconds(self, name: str) -> float:
+        """How long it took to make the rows of this name, and what is stored with them: of a model, its training."""
+        return float(read_header(self._find(f"{name}.csv"))["seconds"])
 
     def load_rows(self, name: str, config: Mapping[str, Any]) -> pd.DataFrame:
         """Rows that an earlier notebook made with this configuration."""

@@ -33,6 +33,7 @@ class Axis(StrEnum):
     STEP = "training step"
     PGD_STEPS = "PGD steps"
     ATTACK_STEPS = "attack steps"
+    DRAWS = "draws $K$"
     SHARE = "share of images"
     ACCURACY = "accuracy (per cent)"
     BEATS = "share of beats"
@@ -52,6 +53,8 @@ class Axis(StrEnum):
     LOG_VARIANCE = "log-variance $v$"
     DEVIATION = "$e^{v/2}$"
     LOGIT = "logit $l$"
+    DEPTH = "hidden layers of each half"
+    UNITS = "units of a hidden layer"
     DIAGONAL = "logit $l$ ($t$ grows with it)"
 
 
@@ -62,6 +65,7 @@ DIMENSIONLESS = frozenset(
             Axis.STEP,
             Axis.PGD_STEPS,
             Axis.ATTACK_STEPS,
+            Axis.DRAWS,
             Axis.SHARE,
             Axis.WAY,
             Axis.LOOSENESS,
@@ -71,6 +75,7 @@ DIMENSIONLESS = frozenset(
         *(Axis.BEATS, Axis.SAMPLE, Axis.AUC),
         *(Axis.COORDINATE, Axis.LATENT, Axis.LATENT_RADIUS, Axis.FIRST, Axis.SECOND),
         *(Axis.BEFORE_RELU, Axis.RELU, Axis.LOG_VARIANCE, Axis.DEVIATION, Axis.LOGIT, Axis.DIAGONAL),
+        *(Axis.DEPTH, Axis.UNITS),
     }
 )
 LOG = "log scale"  # a second line of the label where other panels of the same figure are linear

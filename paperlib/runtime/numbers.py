@@ -1,7 +1,7 @@
 """Numbers as they are printed: a lower bound is rounded down and an upper bound up, never to nearest."""
 
 import math
-from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
+from decimal import ROUND_CEILING, ROUND_FLOOR, Context, Decimal
 
 
 def rounded_down(value: float, digits: int = 1) -> str:
@@ -22,4 +22,5 @@ def with_error(value: float, error: float, digits: int = 1) -> str:
 def _rounded(value: float, digits: int, way: str) -> str:
     if math.isinf(value):  # a bound that overflowed, and has no decimals
         return str(float(value))
-    return str(Decimal(repr(float(value))).quantize(Decimal(1).scaleb(-digits), way))
+    # all digits of the largest float64: by default Decimal refuses numbers of more than 28
+    return str(Decimal(repr(float(value))).quantize(Decimal(1).scaleb(-digits), way, Context(prec=330 + digits)))

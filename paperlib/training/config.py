@@ -18,6 +18,7 @@ from paperlib.models.vae import VAE, mlp_vae
 from paperlib.training.init import interval_aware_
 from paperlib.training.objective import full_name
 
+LikelihoodName = Literal["bernoulli", "gaussian", "continuous-bernoulli", "poisson", "discretized-logistic"]
 LIKELIHOODS: Mapping[str, Callable[[float], Likelihood]] = {
     "bernoulli": lambda scale: Bernoulli(),
     "gaussian": Gaussian,
@@ -35,6 +36,7 @@ LATER_FIELDS: Mapping[str, Any] = {
     "init": "torch",
     "kappa_start": 1.0,
     "averaging": 0.0,
+    "input_clip": 0.0,
 }
 
 
@@ -67,15 +69,13 @@ class TrainConfig:
     data_shape: tuple[int, ...] = (784,)  # Shape of one example.
     hidden: tuple[int, ...] = (512,)  # Widths of the encoder's hidden layers, which the decoder mirrors.
     latent_dim: int = 20  # Number of latent coordinates.
-    # Density of the data, given the decoder's output.
-    likelihood: Literal["bernoulli", "gaussian", "continuous-bernoulli", "poisson", "discretized-logistic"] = (
-        "bernoulli"
-    )
+    likelihood: LikelihoodName = "bernoulli"  # Density of the data, given the decoder's output.
     scale: float = 1.0  # Standard deviation of gaussian, or scale of discretized-logistic, in data units.
     target: Literal["perturbed", "clean"] = "perturbed"  # Which input the decoder must explain.
     eps: float = 0.1  # Radius of the ball, in data units (pixels in [0, 1]).
     kappa: float = 0.5  # Weight of the clean ELBO against the certificate; 1 is the plain VAE.
-    bound: Literal["ibp", "crown-ibp", "hybrid-zonotope", "zonotope"] = "ibp"  # Certificate that is trained on.
+    # Certificate that is trained on.
+    bound: Literal["ibp", "crown-ibp", "hybrid-zonotope", "zonotope", "dual-network"] = "ibp"
     steps: int = 6_900  # Number of the optimizer's steps.
     batch_size: int = 256  # Examples in a step, of all processes together.
     lr: float = 2e-3  # Learning rate of Adam, up to the end of the ramp.
@@ -93,6 +93,7 @@ class TrainConfig:
     init: Literal["torch", "interval"] = "torch"  # First weights: torch's own, or those that keep boxes small.
     kappa_start: float = 1.0  # Weight of the clean ELBO up to the start of the ramp; it then goes to kappa.
     averaging: float = 0.0  # Decay of the moving average of the weights that is the result; 0 is the last weights.
+    input_clip: float = 0.0  # The encoder sees data in [0, 1] clipped to [this, 1 - this]; 0 is the data themselves.
 
     def __post_init__(self) -> None:
         # Equal values are the same configuration and must have the same digest: an eps of 0 and one of 0.0, 1e3 steps
@@ -116,7 +117,7 @@ class TrainConfig:
             "target": self.target in ("perturbed", "clean"),
             "eps": 0 <= self.eps < math.inf,
             "kappa": 0 <= self.kappa <= 1,
-            "bound": self.bound in ("ibp", "crown-ibp", "hybrid-zonotope", "zonotope"),
+            "bound": self.bound in ("ibp", "crown-ibp", "hybrid-zonotope", "zonotope", "dual-network"),
             "steps": self.steps > 0,
             "batch_size": self.batch_size > 0,
             "lr": 0 < self.lr < math.inf,
@@ -130,6 +131,7 @@ class TrainConfig:
             "init": self.init in ("torch", "interval"),
             "kappa_start": 0 <= self.kappa_start <= 1,
             "averaging": 0 <= self.averaging < 1,
+            "input_clip": 0 <= self.input_clip < 0.5,
         }
         for name, holds in rules.items():
             if not holds:
@@ -171,7 +173,8 @@ class TrainConfig:
         try:
             with torch.random.fork_rng(devices=[]), torch.device("cpu"):
                 torch.manual_seed(self.seed)
-                vae = mlp_vae(self.data_shape, self.hidden, self.latent_dim, LIKELIHOODS[self.likelihood](self.scale))
+                likelihood = LIKELIHOODS[self.likelihood](self.scale)
+                vae = mlp_vae(self.data_shape, self.hidden, self.latent_dim, likelihood, self.input_clip)
                 return interval_aware_(vae) if self.init == "interval" else vae
         finally:
             torch.set_default_dtype(default)

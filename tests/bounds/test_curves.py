@@ -1,5 +1,6 @@
 """Chords: their closed-form backward passes against autograd's of the formula, in float64."""
 
+import math
 from collections.abc import Callable
 from functools import partial
 
@@ -8,8 +9,8 @@ import torch
 from torch import Tensor
 
 from paperlib import Interval
-from paperlib.bounds.curves import chord_above, chord_below, is_nonnegative, relu_chord
-from paperlib.bounds.linear import LinearFunction
+from paperlib.bounds.curves import chord_above, chord_below, is_nonnegative, relu_chord, sigmoidal
+from paperlib.bounds.linear import LinearFunction, initial_alpha
 
 
 @pytest.mark.parametrize(("chord", "sign"), [(chord_above, 1), (chord_below, -1)])
@@ -40,6 +41,21 @@ def test_the_backward_pass_of_the_chord_of_relu_is_that_of_its_formula() -> None
     gradients = torch.autograd.grad((along * torch.stack(relu_chord(Interval(*ends)))).sum(), ends)
     for one, other in zip(gradients, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+
+
+def test_the_lines_of_a_sigmoidal_curve_are_tangents_through_the_other_end() -> None:
+    # tanh over [-2, 1]: the lower line meets the curve at 1 and touches it at some t < 0; the first line of the family
+    # has the slope at -2, the least of the box.
+    low, high = torch.tensor([-2.0]).double(), torch.tensor([1.0]).double()
+    relaxation = sigmoidal(torch.tanh, lambda v: 1 - torch.tanh(v) ** 2, Interval(low, high))
+    points = torch.linspace(-2, 1, 3001).double()
+    lower, upper = (initial_alpha(bound) for bound in (relaxation.lower, relaxation.upper))
+    below, above = (points.tanh() - line.slope * points - line.offset for line in (lower, upper))
+    assert below.min() >= -1e-12 and above.max() <= 1e-12
+    assert below[-1] <= 1e-4 and below[points < 0].min() <= 1e-4  # at the end, and where it touches
+    least = relaxation.lower.first  # of the least slope, through the lower end
+    assert least.slope.item() == pytest.approx(1 - math.tanh(2) ** 2)
+    assert below.sum() < (points.tanh() - least.slope * points - least.offset).sum()
 
 
 @pytest.mark.parametrize("chord", [relu_chord, partial(chord_above, torch.exp, torch.exp)])

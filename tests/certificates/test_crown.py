@@ -25,10 +25,12 @@ from paperlib import (
     train,
 )
 from paperlib.bounds.scaling import Scaling
+from paperlib.certificates import refinement
 from paperlib.certificates.backward import RelaxedVAE, linear_lower, linear_upper
 from paperlib.certificates.evaluation import ALLOWANCE
 from paperlib.certificates.intervals import IntervalBounds
 from paperlib.certificates.method import Problem
+from paperlib.certificates.refinement import refine
 from paperlib.data.datasets import Dataset
 
 METHODS = [CrownIBP, Crown]
@@ -206,6 +208,68 @@ def test_the_optimisation_of_alpha_ends_at_the_hand_worked_one() -> None:
     constant = 1 / 8 + math.log(2 * math.pi) / 2  # the density of 1/2 around 1
     assert linear_upper(relaxed).item() == pytest.approx(5 / 128 - constant, rel=1e-13)
     assert linear_upper(relaxed, alpha_steps=20).item() == pytest.approx(1 / 128 - constant, rel=1e-13)
+
+
+# Networks of several hidden layers
+
+
+def test_the_passes_of_units_see_what_cancels_behind_two_activations() -> None:
+    # mean = x', log_var = 0, noise = 0, and with u = x' - 1/2 in [-1/4, 1/4] the decoder says
+    #   p = relu(u),  (relu(p), relu(p)),  2 relu(p) - relu(p) = p,  which is in [0, 1/4].
+    # Intervals: 2 [0, 1/4] - [0, 1/4] = [-1/4, 1/2]. The chord u / 2 + 1/8 and the line u / 2 have p between them: with
+    # what is between in a box, the output is  u / 2 + 2 [0, 1/8] - [0, 1/8],  so in [-1/4, 3/8]. A pass of the output's
+    # own has the coefficient 2 - 1 = 1 on p: above is the chord, at most 1/4, and below alpha u with alpha = 0.
+    def affine(weight: list[list[float]], bias: list[float]) -> nn.Linear:
+        layer = nn.Linear(len(weight[0]), len(weight))
+        layer.weight.data, layer.bias.data = torch.tensor(weight), torch.tensor(bias)
+        return layer
+
+    first, second, third = affine([[1.0]], [-0.5]), affine([[1.0], [1.0]], [0.0, 0.0]), affine([[2.0, -1.0]], [0.0])
+    decoder = nn.Sequential(first, nn.ReLU(), second, nn.ReLU(), third)
+    vae = VAE(affine([[1.0], [0.0]], [0.0, 0.0]), decoder, Gaussian(), 1).double()
+    x, noise = torch.tensor([[0.5]]).double(), torch.zeros(1, 1).double()
+    interval = IntervalBounds.of(vae, LinfBall(0.25).box(x), noise, Interval(x, x))
+    assert [end.item() for end in interval.output] == pytest.approx([-1 / 4, 1 / 2], rel=1e-12)
+    output = refine(RelaxedVAE.of(vae, interval, noise)).bounds.output
+    assert [end.item() for end in output] == pytest.approx([0, 1 / 4], rel=1e-12, abs=1e-12)
+
+
+def deep(activation: type[nn.Module], depth: int = 3) -> tuple[VAE, Tensor, Tensor]:
+    """Random networks with weights of training's size, which are steeper than those of the start."""
+    torch.manual_seed(0)
+    vae = mlp_vae((9,), (8,) * depth, 3)
+    for half in (vae.encoder, vae.decoder):
+        for place, layer in enumerate(half):
+            if isinstance(layer, nn.Linear):
+                layer.weight.data.mul_(2)
+            else:
+                half[place] = activation()
+    return vae.double(), torch.rand(4, 9).double(), torch.randn(4, 3).double()
+
+
+@pytest.mark.parametrize("activation", [nn.ReLU, nn.Tanh, nn.GELU, nn.SELU])
+def test_units_of_deep_networks_gain_from_passes_of_their_own_and_from_their_alphas(
+    activation: type[nn.Module], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vae, x, noise = deep(activation)
+    ball = LinfBall(0.05)
+    by_unit, optimized = (elbo_bounds(vae, x, ball, noise, Crown(steps)) for steps in (0, 10))
+    assert (optimized.lower >= by_unit.lower).all() and (optimized.upper <= by_unit.upper).all()
+    assert (optimized.lower > by_unit.lower).any()
+    points = hard_points(vae, x, 0.05, noise, "perturbed")
+    values = values_at(vae, points, x, noise, "perturbed")
+    assert (optimized.lower <= values + ROUNDING).all() and (values <= optimized.upper + ROUNDING).all()
+    monkeypatch.setattr(refinement, "has_unit_passes", lambda relaxed: False)
+    shared = elbo_bounds(vae, x, ball, noise, Crown())
+    assert (by_unit.lower > shared.lower).all() and (by_unit.upper < shared.upper).all()
+
+
+def test_one_hidden_layer_is_bounded_as_before_without_passes_of_units(monkeypatch: pytest.MonkeyPatch) -> None:
+    vae, x, noise = deep(nn.ReLU, depth=1)
+    expected = elbo_bounds(vae, x, LinfBall(0.05), noise, Crown(2))
+    monkeypatch.setattr(refinement, "bound_units", None)  # not called
+    for end, same in zip(elbo_bounds(vae, x, LinfBall(0.05), noise, Crown(2)), expected, strict=True):
+        assert torch.equal(end, same)
 
 
 # A model that was trained

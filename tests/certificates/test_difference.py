@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from oracles import ROUNDING
+from oracles import MORE_LIKELIHOODS, ROUNDING
 from torch import Tensor, nn
 
 from paperlib import VAE, Bernoulli, CrownIBP, Gaussian, L2Ball, Likelihood, LinfBall, elbo, elbo_bounds, mlp_vae
@@ -14,12 +14,13 @@ from paperlib.threats.attacks import descend
 from paperlib.threats.perturbation import PerturbationSet
 
 LIKELIHOODS: dict[str, Callable[[], Likelihood]] = {"bernoulli": Bernoulli, "gaussian": lambda: Gaussian(0.5)}
+OTHERS = LIKELIHOODS | MORE_LIKELIHOODS
 
 
 def pair(likelihood: str, dtype: torch.dtype = torch.float64) -> tuple[VAE, VAE]:
     """Two models that know nothing of each other."""
     torch.manual_seed(0)
-    a, b = (mlp_vae((6,), (8,), 2, LIKELIHOODS[likelihood]()).to(dtype).eval() for _ in range(2))
+    a, b = (mlp_vae((6,), (8,), 2, OTHERS[likelihood]()).to(dtype).eval() for _ in range(2))
     return a, b
 
 
@@ -79,6 +80,28 @@ def test_no_point_is_below_and_separate_bounds_are_not_above(
         elbo_bounds(vae, x, ball, draw, method, sound=sound) for vae, draw in zip((a, b), noise, strict=True)
     )
     assert (bound >= first.lower - second.upper).all()
+
+
+@pytest.mark.parametrize("likelihood", MORE_LIKELIHOODS)
+def test_other_families_have_joint_bounds_too(likelihood: str) -> None:
+    a, b = pair(likelihood)
+    (x, *noise), ball = examples(), LinfBall(0.1)
+    bound = elbo_difference(a, b, x, ball, *noise)
+    assert (bound <= attacked(a, b, x, ball, *noise) + ROUNDING).all()
+    first, second = (elbo_bounds(*one, "crown-ibp") for one in ((a, x, ball, noise[0]), (b, x, ball, noise[1])))
+    assert (bound >= first.lower - second.upper).all() and (bound > first.lower - second.upper + 0.01).any()
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [("bernoulli", "continuous-bernoulli"), ("poisson", "gaussian"), ("bernoulli", "discretized-logistic")],
+)
+def test_models_of_two_likelihoods_are_compared_by_bounds_that_hold(one: str, other: str) -> None:
+    (x, *noise), ball = examples(), LinfBall(0.1)
+    for kinds in ((one, other), (other, one)):
+        a, b = pair(kinds[0])[0], pair(kinds[1])[1]
+        bound = elbo_difference(a, b, x, ball, *noise)
+        assert (bound <= attacked(a, b, x, ball, *noise) + ROUNDING).all(), kinds
 
 
 @pytest.mark.parametrize("method", ["crown-ibp", "crown"])

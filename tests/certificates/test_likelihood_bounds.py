@@ -8,16 +8,19 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from oracles import LIKELIHOODS, ROUNDING, assert_encloses, grid, points_of
+from oracles import LIKELIHOODS, MORE_LIKELIHOODS, ROUNDING, assert_encloses, grid, points_of
 from torch import Tensor
 from torch.nn import functional as F
 
 from paperlib import (
     VAE,
     Bernoulli,
+    ContinuousBernoulli,
+    DiscretizedLogistic,
     Gaussian,
     Interval,
     LinfBall,
+    Poisson,
     certificate,
     certify_expected,
     elbo,
@@ -28,12 +31,13 @@ from paperlib.bounds.linear import AlphaRelaxation
 from paperlib.bounds.rules import UnsupportedLayerError
 from paperlib.certificates.exponential_bounds import ExponentialFamilyBounds
 from paperlib.certificates.likelihood_bounds import LikelihoodBounds, bounds_of, likelihood_bounds
-from paperlib.models.likelihood import Likelihood
+from paperlib.models.likelihood import ExponentialFamily, Likelihood
 
 UNIT = st.floats(0, 1)
 TARGET = st.tuples(UNIT, UNIT).map(sorted) | UNIT.map(lambda t: [t, t]) | st.sampled_from([[0.0, 1.0], [0.0, 0.0]])
 OUTPUT = st.tuples(st.floats(-15, 15), st.floats(-15, 15)).map(sorted)
-EACH = pytest.mark.parametrize("likelihood", [make().double() for make in LIKELIHOODS.values()], ids=LIKELIHOODS)
+ALL = {name: make().double() for name, make in (LIKELIHOODS | MORE_LIKELIHOODS).items()}
+EACH = pytest.mark.parametrize("likelihood", ALL.values(), ids=ALL)
 
 
 def box_of(ends: list[float]) -> Interval:
@@ -53,18 +57,35 @@ def boxes(batch: int, *shape: int) -> tuple[Interval, Interval]:
 @given(output=OUTPUT, target=TARGET)
 def test_bounds_are_the_range_on_a_dense_grid(likelihood: Likelihood, output: list[float], target: list[float]) -> None:
     bounds = bounds_of(likelihood).bounds(box_of(output), box_of(target))
-    outputs, targets = grid(*output, 81), grid(*target, 41)
-    # The maximisers for an end of the target: its logit for Bernoulli, itself for Gaussian.
-    peaks = torch.logit(targets[[0, -1]]) if isinstance(likelihood, Bernoulli) else targets
+    outputs, targets = grid(*output, 81), torch.cat([grid(*target, 41), jumps(likelihood).clamp(*target)])
+    # the maximisers for each target
+    family = isinstance(likelihood, ExponentialFamily)
+    peaks = likelihood.natural_parameter(targets) if family else targets
     values = likelihood.log_prob(
         *torch.cartesian_prod(torch.cat([outputs, peaks.clamp(*output)]), targets).T[..., None]
     )
     assert_encloses(bounds, values[:, None])
-    torch.testing.assert_close(bounds.lower[0], values.min(), rtol=ROUNDING, atol=ROUNDING)
-    # A Gaussian's largest value may lie strictly between two targets of the grid: curvature times step^2.
+    torch.testing.assert_close(bounds.lower[0], values.min(), rtol=1e-11, atol=1e-11)
+    # Unless log p is linear in it, the best target may lie strictly between two of the grid: curvature times step^2.
     step = (target[1] - target[0]) / 40
-    miss = 0 if isinstance(likelihood, Bernoulli) else step**2 / likelihood.log_scale.exp().item() ** 2
+    miss = 0 if family and likelihood.log_base_measure(targets) is None else step**2 * curvature(likelihood)
     assert bounds.upper[0] - values.max() <= miss + ROUNDING * (1 + values.max().abs())
+
+
+def jumps(likelihood: Likelihood) -> Tensor:
+    """Targets next to each other between which log p jumps, on both sides."""
+    if not isinstance(likelihood, DiscretizedLogistic):
+        return torch.empty(0).double()
+    end = likelihood.half_bin
+    ends = [end, torch.nextafter(end, end - 1), 1 - end, torch.nextafter(1 - end, end + 1)]
+    return torch.stack(ends)
+
+
+def curvature(likelihood: Likelihood) -> float:
+    """At least that of log p in the target."""
+    if isinstance(likelihood, Gaussian):
+        return likelihood.log_scale.exp().item() ** -2
+    return likelihood.scale.item() ** -2 if isinstance(likelihood, DiscretizedLogistic) else 2.0
 
 
 @pytest.mark.parametrize("target", [0.0, 0.5, 1.0])
@@ -152,7 +173,9 @@ def test_each_end_alone_is_that_end_of_the_bounds(likelihood: Likelihood) -> Non
 def test_linear_bounds_are_below_and_above_the_density_on_a_dense_grid(
     likelihood: Likelihood, output: list[float], target: list[float]
 ) -> None:
-    points = torch.cartesian_prod(grid(*output, 61), grid(*target, 31))
+    if isinstance(likelihood, Poisson):
+        output = [min(end, 50) for end in output]  # else exp overflows
+    points = torch.cartesian_prod(grid(*output, 61), torch.cat([grid(*target, 31), jumps(likelihood).clamp(*target)]))
     values = likelihood.log_prob(*points.T[..., None])
     boxes, bounds = (box_of(output), box_of(target)), bounds_of(likelihood)
     for sign, bound in ((1, bounds.linear_below(*boxes)), (-1, bounds.linear_above(*boxes))):
@@ -170,6 +193,8 @@ def test_linear_bounds_are_below_and_above_the_density_on_a_dense_grid(
             slopes = torch.cat([function.output_slope[0], function.target_slope[0]])
             fit = points @ slopes + function.offset[0]
             size = (points * slopes).abs().sum(1) + function.offset[0].abs() + values.abs()
+            if isinstance(likelihood, ContinuousBernoulli):
+                size = size + 1  # A(l) near 0 is the log of a number near 1
             assert (sign * (values - fit) >= -ROUNDING * size).all()
 
 
@@ -179,10 +204,12 @@ def test_linear_bounds_touch_the_density(likelihood: Likelihood) -> None:
     points = torch.cartesian_prod(grid(-1, 2, 601), grid(0.2, 0.6, 41))
     values = likelihood.log_prob(*points.T[..., None])
     bounds = bounds_of(likelihood)
-    for bound in (bounds.linear_below(output, target), bounds.linear_above(output, target)):
+    both = bounds.linear_below(output, target), bounds.linear_above(output, target)
+    # above, the tangents of a Poisson's A and h touch at one point, where neither plane of the product does
+    for bound in both[:1] if isinstance(likelihood, Poisson) else both:
         for function in [bound.first, bound.second] if isinstance(bound, AlphaRelaxation) else [bound]:
             fit = points @ torch.cat([function.output_slope[0], function.target_slope[0]]) + function.offset[0]
-            # the points of contact are within half a step of the grid, and the curvature is at most 4
+            # the points of contact are within half a step of the grid, and the curvature is at most 100
             assert (values - fit).abs().min() < 1e-3
 
 
@@ -195,10 +222,14 @@ def test_bounds_of_a_scale_a_pixel_are_those_of_each_pixel_with_its_own() -> Non
     for name in ("lower", "upper"):
         expected = sum(getattr(bounds, name)(*boxes_of_one) for bounds, *boxes_of_one in pairs)
         torch.testing.assert_close(getattr(together, name)(output, target), expected)
-    for name in ("linear_below", "linear_above"):
-        function = getattr(together, name)(output, target)
+    for pick in (
+        lambda bounds, *both: bounds.linear_below(*both).initial,
+        lambda bounds, *both: bounds.linear_below(*both).second,
+        lambda bounds, *both: bounds.linear_above(*both),
+    ):
+        function = pick(together, output, target)
         for part in ("output_slope", "target_slope", "offset"):
-            columns = [getattr(getattr(bounds, name)(*boxes_of_one), part) for bounds, *boxes_of_one in pairs]
+            columns = [getattr(pick(*one), part) for one in pairs]
             torch.testing.assert_close(getattr(function, part), torch.cat(columns, 1))
     fall = torch.cat([bounds.decrease_bound(*boxes_of_one)[0] for bounds, *boxes_of_one in pairs], 1)
     torch.testing.assert_close(together.decrease_bound(output, target)[0], fall)

@@ -17,7 +17,11 @@ from paperlib import (
     BranchAndBound,
     Crown,
     CrownIBP,
+    DeepZ,
+    DualNetwork,
+    HybridZonotope,
     Interval,
+    Lagrangian,
     LinfBall,
     certificate,
     certify,
@@ -28,6 +32,7 @@ from paperlib import (
 )
 from paperlib.certificates.evaluation import chunk_size
 from paperlib.certificates.interval_elbo import elbo_lower
+from paperlib.certificates.ladder.beta_crown import BetaCrown
 from paperlib.certificates.method import METHODS, MemoryUse, Method, Problem, TrainableMethod, find_method
 
 WORDS: dict[str, Method] = {
@@ -36,7 +41,20 @@ WORDS: dict[str, Method] = {
     "crown": Crown(alpha_steps=0),
     "exact": BranchAndBound(tol=1e-3),
     "best": Auto(budget=100),
+    "zonotope": DeepZ(),
+    "hybrid-zonotope": HybridZonotope(relu="parallel"),
+    "dual-network": DualNetwork(),
+    "lagrangian": Lagrangian(steps=40),
+    "beta-crown": BetaCrown(time_limit=1.0, tol=1e-3),
 }
+REAL_ARITHMETIC = (
+    "exact",
+    "zonotope",
+    "hybrid-zonotope",
+    "dual-network",
+    "lagrangian",
+    "beta-crown",
+)  # without sound bounds
 BALL = LinfBall(0.1)
 EACH_TARGET = pytest.mark.parametrize("target", TARGETS)
 
@@ -71,7 +89,7 @@ def test_a_word_gives_what_its_object_gives(word: str, target: str) -> None:
     assert chunk_size(vae, x, noise, word, 0.01) == chunk_size(vae, x, noise, WORDS[word], 0.01)
 
 
-@pytest.mark.parametrize("word", [word for word in WORDS if word != "exact"])
+@pytest.mark.parametrize("word", [word for word in WORDS if word not in REAL_ARITHMETIC])
 def test_a_word_gives_the_sound_bounds_of_its_object(word: str) -> None:
     vae, x, noise = (part.float() for part in audit_case("mlp"))
     bounds = [elbo_bounds(vae, x, BALL, noise, method, sound=True) for method in (word, WORDS[word])]
@@ -84,7 +102,7 @@ def test_a_word_gives_the_expectations_of_its_object(word: str) -> None:
 
 
 @EACH_TARGET
-@pytest.mark.parametrize("word", ["ibp", "crown-ibp"])
+@pytest.mark.parametrize("word", ["ibp", "crown-ibp", "zonotope", "hybrid-zonotope", "dual-network"])
 def test_a_word_gives_the_loss_and_the_gradient_of_its_object(word: str, target: str) -> None:
     vae, x, noise = audit_case("mlp")
     losses = [robust_loss(vae, x, BALL, noise, 0.25, method, target) for method in (word, WORDS[word])]
@@ -233,7 +251,8 @@ class Trainable(WithoutGradient):
 
 def test_only_the_methods_with_a_whole_gradient_say_that_they_are_differentiable() -> None:
     methods = [*WORDS.values(), CrownIBP(alpha_steps=1), Crown(alpha_steps=1)]
-    assert [method for method in methods if method.differentiable] == [IBP(), CrownIBP()]
+    differentiable = [method for method in methods if method.differentiable]
+    assert differentiable == [IBP(), CrownIBP(), DeepZ(), HybridZonotope(), DualNetwork()]
 
 
 @pytest.mark.parametrize("kappa", [0.0, 0.5, 1.0])

@@ -35,7 +35,8 @@ from paperlib.certificates.backward import RelaxedVAE
 from paperlib.certificates.bernoulli_bounds import BernoulliBounds
 from paperlib.certificates.gaussian_bounds import GaussianBounds
 from paperlib.certificates.intervals import IntervalBounds
-from paperlib.certificates.refinement import Zonotope
+from paperlib.certificates.latent_zonotope import Zonotope
+from paperlib.certificates.unit_bounds import DecoderPass, EncoderPass
 from paperlib.models import gaussian, likelihood
 from paperlib.threats import perturbation
 from paperlib.threats.perturbation import BoxRegion
@@ -266,6 +267,7 @@ def test_the_audit_of_linear_bounds_passes_without_a_bug(method: type[CrownIBP])
 
 
 real_relax, real_substitute = RelaxedVAE.of, backward.backward_substitute
+real_from_posterior, real_decoder_pass = EncoderPass.from_posterior, DecoderPass.__call__
 real_parallel, real_zonotope = refinement.parallel, refinement._backward_zonotope
 real_mccormick, real_kl_below = exponential_bounds._mccormick, posterior_bounds.negative_kl_below
 real_below = GaussianBounds.linear_below
@@ -341,28 +343,30 @@ def the_scale_has_its_tangent_above(function: Callable, derivative: Callable, bo
 
 @linear_bug("_mccormick", exponential_bounds)
 def the_planes_of_a_product_meet_at_the_wrong_corners(
-    function: LinearFunction, output: Interval, at_low: Tensor, at_high: Tensor
+    function: LinearFunction, output: Interval, at_low: Tensor, at_high: Tensor, base: LinearFunction | None
 ) -> AlphaRelaxation[JointLinearFunction]:
-    return real_mccormick(function, output, at_high, at_low)
+    return real_mccormick(function, output, at_high, at_low, base)
 
 
 @linear_bug("linear_below", GaussianBounds)
 def the_target_moves_the_density_the_wrong_way(
     self: GaussianBounds, output: Interval, target: Interval
 ) -> JointLinearFunction:
-    function = real_below(self, output, target)
+    function = real_below(self, output, target).initial
     return replace(function, target_slope=-function.target_slope)
 
 
 @linear_bug("linear_below", GaussianBounds)
 def the_chord_of_the_density_ignores_the_target(
     self: GaussianBounds, output: Interval, target: Interval
-) -> JointLinearFunction:
+) -> AlphaRelaxation[JointLinearFunction]:
     return real_below(self, output, Interval(target.center, target.center))
 
 
 @linear_bug("linear_above", GaussianBounds)
-def the_chord_of_the_density_is_above(self: GaussianBounds, output: Interval, target: Interval) -> JointLinearFunction:
+def the_chord_of_the_density_is_above(
+    self: GaussianBounds, output: Interval, target: Interval
+) -> AlphaRelaxation[JointLinearFunction]:
     return real_below(self, output, target)
 
 
@@ -402,6 +406,28 @@ def only_the_generators_of_the_input_are_kept(layers: object, region: BoxRegion,
 def the_center_of_a_zonotope_is_zero(layers: object, region: BoxRegion, coefficients: Tensor) -> Zonotope:
     real = real_zonotope(layers, region, coefficients)
     return replace(real, center=0 * real.center)
+
+
+@linear_bug("from_posterior", EncoderPass)
+def the_pass_of_a_unit_forgets_what_the_decoder_added(
+    self: EncoderPass, coefficients: Tensor, constant: Tensor, select_alpha: AlphaSelector
+) -> Tensor:
+    return real_from_posterior(self, coefficients, 0 * constant, select_alpha)
+
+
+@linear_bug("from_posterior", EncoderPass)
+def the_pass_of_a_unit_ends_at_the_middle_of_the_region(
+    self: EncoderPass, coefficients: Tensor, constant: Tensor, select_alpha: AlphaSelector
+) -> Tensor:
+    point = BoxRegion(Interval(self.region.box.center, self.region.box.center))
+    return real_from_posterior(replace(self, region=point), coefficients, constant, select_alpha)
+
+
+@linear_bug("__call__", DecoderPass)
+def the_pass_of_a_unit_takes_the_noise_of_the_prior_mean(
+    self: DecoderPass, coefficients: Tensor, select_alpha: AlphaSelector
+) -> Tensor:
+    return real_decoder_pass(replace(self, noise=0 * self.noise), coefficients, select_alpha)
 
 
 @linear_bug("_radius", refinement)

@@ -28,11 +28,19 @@ from paperlib import (
     mlp_vae,
 )
 from paperlib.bounds import rounding
-from paperlib.certificates import backward, backward_rounding, float_sound, relaxed_layer, zonotope
+from paperlib.certificates import (
+    backward,
+    backward_rounding,
+    float_sound,
+    latent_zonotope,
+    refinement,
+    relaxed_layer,
+    unit_bounds,
+)
 from paperlib.certificates.backward import RelaxedVAE
 from paperlib.certificates.backward_rounding import PosteriorRounding
+from paperlib.certificates.latent_zonotope import Zonotope
 from paperlib.certificates.method import Method
-from paperlib.certificates.refinement import Zonotope
 from paperlib.certificates.relaxed_layer import RelaxedLayer
 from paperlib.models.likelihood import Likelihood
 from paperlib.threats import balls
@@ -274,9 +282,9 @@ def test_the_leaning_bound_is_the_value_at_one_end_and_tighter_than_intervals(li
 # Planted bugs. Too small to be seen even here: ACCUMULATION_ERROR alone, and the KL's part of PosteriorRounding. Both
 # are of the float64 arithmetic of the bound; the roundings of the deployed network beside them are always larger.
 
-SUBSTITUTING = (backward, backward_rounding, relaxed_layer, zonotope)
+SUBSTITUTING = (backward, backward_rounding, latent_zonotope, refinement, relaxed_layer, unit_bounds)
 real_layer, real_posterior, real_relax = (kind.of for kind in (RelaxedLayer, PosteriorRounding, RelaxedVAE))
-real_image, real_zonotope = zonotope._image, zonotope._backward_zonotope
+real_image, real_zonotope = refinement._image, refinement._backward_zonotope
 
 
 def without(rounded: Any, name: str) -> Any:
@@ -331,18 +339,17 @@ BUGS: dict[str, tuple[Patches, list[tuple[str, str]]]] = {
         [(RelaxedVAE, "of", relaxed_in_real_arithmetic)],
         [("leaning, tiny", "crown-ibp"), ("wide decoder", "crown"), ("wide encoder", "crown")],
     ),
-    "a refined layer's box is not widened": ([(zonotope, "_image", exact_image)], [("wide decoder", "crown")]),
+    "a refined layer's box is not widened": ([(refinement, "_image", exact_image)], [("wide decoder", "crown")]),
     "a refined rest is not widened": (
-        [(zonotope, "_forward_rounding", lambda *args: torch.zeros(()))],
+        [(refinement, "_forward_rounding", lambda *args: torch.zeros(()))],
         [("wide decoder", "crown")],
     ),
     "refined latents are not widened": (
-        [(zonotope, "_backward_zonotope", zonotope_in_real_arithmetic)],
+        [(refinement, "_backward_zonotope", zonotope_in_real_arithmetic)],
         [("wide encoder", "crown")],
     ),
     "nothing rounds": (
-        NO_GAMMA
-        + [(module, "ACCUMULATION_ERROR", 0.0) for module in (backward, backward_rounding, relaxed_layer, zonotope)],
+        NO_GAMMA + [(module, "ACCUMULATION_ERROR", 0.0) for module in SUBSTITUTING],
         [(name, "crown") for name in HUNTS],
     ),
     "nothing but the float64 of the bound rounds": (NO_GAMMA, [(name, "crown-ibp") for name in HUNTS]),

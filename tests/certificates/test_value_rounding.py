@@ -6,7 +6,7 @@ from oracles import assert_nearly_attained, orders, point_box, stagnating
 from torch import nn
 from torch.nn import functional as F
 
-from paperlib import Bernoulli, Gaussian
+from paperlib import Bernoulli, ContinuousBernoulli, DiscretizedLogistic, Gaussian, Poisson
 from paperlib.bounds.rounding import gamma
 from paperlib.certificates.likelihood_bounds import bounds_of
 from paperlib.certificates.posterior_bounds import kl_rounding, reparametrize_rounding
@@ -49,14 +49,24 @@ def test_reparametrisation_and_divergence_hold_in_every_order(spread: float) -> 
 
 @pytest.mark.parametrize("range_", [(0.0, 1.0), (-1.5, 2.5)])
 @pytest.mark.parametrize("logits", [0.1, 4.0, 60.0])
-@pytest.mark.parametrize("likelihood", [Bernoulli(), Gaussian(0.1), Gaussian(30.0)])
+@pytest.mark.parametrize(
+    "likelihood",
+    [
+        *(Bernoulli(), Gaussian(0.1), Gaussian(30.0), ContinuousBernoulli(), Poisson()),
+        *(DiscretizedLogistic(0.05), DiscretizedLogistic(30.0)),
+    ],
+)
 def test_likelihoods_hold_in_every_order(likelihood: nn.Module, logits: float, range_: tuple[float, float]) -> None:
     output, target = torch.randn(8, 300) * logits, torch.empty(8, 300).uniform_(*range_)
     if isinstance(likelihood, Bernoulli):
         target[:, ::2] = (output[:, ::2] > 0).float()  # a good fit: summands far smaller than their parts
         terms = target * output - F.softplus(output, threshold=50)
-    else:
+    elif isinstance(likelihood, Gaussian):
         terms = normal_log_density((target - output).abs(), likelihood.log_scale)
+    else:
+        target = target.clamp(*likelihood.support) * (50 if isinstance(likelihood, Poisson) else 1)
+        output = output.clamp(max=20) if isinstance(likelihood, Poisson) else output
+        terms = likelihood.terms(output, target)
     bound = bounds_of(likelihood).rounding(point_box(output), point_box(target)).bound(torch.float32)
     computed = {"torch": likelihood.log_prob(output, target), **orders(terms.T)}
     truth = likelihood.double().log_prob(output.double(), target.double())

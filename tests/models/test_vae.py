@@ -65,6 +65,26 @@ def test_the_decoder_mirrors_the_hidden_widths() -> None:
     assert widths == [[5, 4, 6], [4, 5, 6]]
 
 
+@pytest.mark.parametrize("shape", [(6,), (1, 2, 3)])
+def test_an_encoder_with_clipped_inputs_sees_no_small_change_of_what_is_at_an_end(shape: tuple[int, ...]) -> None:
+    vae = mlp_vae(shape, (5,), 2, input_clip=0.1).double()
+    ends = torch.tensor([0.0, 1.0, 0.0, 1.0, 1.0, 0.0]).double().reshape(1, *shape)
+    at_ends = propagate(vae.encoder, LinfBall(0.1).box(ends))
+    assert torch.equal(at_ends.lower, at_ends.upper)
+    assert (propagate(vae.encoder, LinfBall(0.11).box(ends)).radius > 0).all(), "a larger change is seen"
+    assert (propagate(vae.encoder, LinfBall(0.01).box(ends.clamp(0.2, 0.8))).radius > 0).all(), "and one of grey"
+    x = torch.rand(4, *shape).double()
+    plain = mlp_vae(shape, (5,), 2).double()
+    plain.load_state_dict(dict(zip(plain.state_dict(), vae.state_dict().values(), strict=True)))
+    assert torch.equal(vae.encoder(x), plain.encoder(x.clamp(0.1, 0.9)))
+
+
+@pytest.mark.parametrize("margin", [-0.1, 0.5])
+def test_a_clip_that_leaves_nothing_is_refused(margin: float) -> None:
+    with pytest.raises(ValueError, match=r"input_clip must be in \[0, 0.5\)"):
+        mlp_vae(input_clip=margin)
+
+
 @pytest.mark.parametrize("shape", [(784,), (1, 28, 30), (1, 6, 8), (28, 28)])
 def test_sides_that_cannot_be_halved_are_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match=r"divisible by 4, got \("):

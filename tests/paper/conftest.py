@@ -7,14 +7,22 @@ from tiny import TINY, tiny_models, tiny_test_set
 
 from paperlib import VAE
 from paperlib.data.datasets import Dataset
-from paperlib.paper import attacks, certification, linear_bounds, mnist_training, tighter_training, toy_2d
+from paperlib.paper import (
+    attacks,
+    certification,
+    likelihood_rows,
+    linear_bounds,
+    mnist_training,
+    tighter_training,
+    toy_2d,
+)
 
 
 @pytest.fixture
 def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     """The smoke profile at tiny size, in this process."""
     monkeypatch.setitem(mnist_training.SIZES, "smoke", TINY)
-    modules: list[ModuleType] = [attacks, certification, linear_bounds, tighter_training, toy_2d]
+    modules: list[ModuleType] = [attacks, certification, likelihood_rows, linear_bounds, tighter_training, toy_2d]
     for module in modules:
         monkeypatch.setattr(module, "in_parallel", lambda task, items, **_: [task(item) for item in items])
 

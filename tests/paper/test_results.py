@@ -163,6 +163,7 @@ def test_a_toy_model_says_that_it_was_trained_on_the_toy_set() -> None:
     header = read_header(make().target / "data" / "01_m.csv")
     assert header["config"]["dataset"] == "two-moons"
     assert (header["dataset"], header["checksum"]) == ("two-moons", checksum("two-moons"))
+    assert make().seconds("01_m") == header["seconds"] > 0
 
 
 def load_rows() -> object:

@@ -16,6 +16,7 @@ from paperlib.runtime.numbers import rounded_down, with_error
 @given(st.floats(-1e7, 1e7), st.integers(0, 4))
 @example(-255.70000000000002, 1)
 @example(math.nextafter(0.7, 0), 1)
+@example(-1.5e40, 1)
 def test_a_certificate_is_never_rounded_up(value: float, digits: int) -> None:
     printed = rounded_down(value, digits)
     assert float(printed) <= value

@@ -35,8 +35,15 @@ def same(first: VAE, second: VAE) -> bool:
 
 @pytest.mark.parametrize(
     "config",
-    [CONFIG, replace(CONFIG, likelihood="gaussian", scale=0.3), replace(CONFIG, data_shape=(1, 2, 3), hidden=())],
-    ids=["bernoulli", "gaussian", "images, no hidden layer"],
+    [
+        CONFIG,
+        replace(CONFIG, likelihood="gaussian", scale=0.3),
+        replace(CONFIG, data_shape=(1, 2, 3), hidden=()),
+        replace(CONFIG, likelihood="continuous-bernoulli"),
+        replace(CONFIG, likelihood="poisson"),
+        replace(CONFIG, likelihood="discretized-logistic", scale=0.05),
+    ],
+    ids=["bernoulli", "gaussian", "images, no hidden layer", "continuous-bernoulli", "poisson", "logistic"],
 )
 def test_every_bit_comes_back(tmp_path: Path, config: TrainConfig) -> None:
     vae = config.build()

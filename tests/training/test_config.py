@@ -15,7 +15,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from paperlib import OBJECTIVES, Bernoulli, Gaussian, TrainConfig
+from paperlib import (
+    OBJECTIVES,
+    Bernoulli,
+    ContinuousBernoulli,
+    DiscretizedLogistic,
+    Gaussian,
+    Poisson,
+    TrainConfig,
+)
 from paperlib.rivals.smooth_encoder import SmoothEncoder
 from paperlib.runtime.files import ConfigMismatchError
 from paperlib.training.config import LATER_FIELDS
@@ -47,6 +55,7 @@ OTHER: dict[str, Any] = {
     "init": "interval",
     "kappa_start": 0.5,
     "averaging": 0.99,
+    "input_clip": 0.1,
 }
 FIELDS = [field.name for field in dataclasses.fields(TrainConfig)]
 
@@ -143,7 +152,7 @@ OUT_OF_RANGE = [
     *[("data_shape", bad) for bad in ((), (0,), (28, -1))],
     *[("hidden", bad) for bad in ((0,), (512, -1))],
     *[(name, bad) for name in ("latent_dim", "steps", "batch_size") for bad in (0, -1)],
-    ("likelihood", "poisson"),
+    ("likelihood", "binomial"),
     *[("scale", bad) for bad in (0.0, -1.0, math.nan, math.inf)],
     ("target", "noisy"),
     *[("eps", bad) for bad in (-1e-9, math.nan, math.inf)],
@@ -163,6 +172,7 @@ OUT_OF_RANGE = [
     ("init", "kaiming"),
     *[("kappa_start", bad) for bad in (-0.1, 1.1, math.nan)],
     *[("averaging", bad) for bad in (-0.1, 1.0, math.nan)],
+    *[("input_clip", bad) for bad in (-0.1, 0.5, math.nan)],
 ]
 
 
@@ -227,7 +237,15 @@ def test_build_follows_the_fields() -> None:
     assert isinstance(vae.likelihood, Gaussian) and vae.likelihood.log_scale.exp().item() == pytest.approx(0.3)
     assert vae.latent_dim == 2 and vae.decoder(vae.encode(torch.zeros(1, 2, 3))[0]).shape == (1, 2, 3)
     assert [tuple(p.shape) for n, p in vae.encoder.named_parameters() if "weight" in n] == [(5, 6), (4, 5), (4, 4)]
-    assert isinstance(TrainConfig(data_shape=(6,), hidden=(4,)).build().likelihood, Bernoulli)
+    for word, kind in {
+        "bernoulli": Bernoulli,
+        "continuous-bernoulli": ContinuousBernoulli,
+        "poisson": Poisson,
+        "discretized-logistic": DiscretizedLogistic,
+    }.items():
+        assert type(TrainConfig(data_shape=(6,), hidden=(4,), likelihood=word).build().likelihood) is kind
+    logistic = TrainConfig(data_shape=(6,), hidden=(4,), likelihood="discretized-logistic", scale=0.3).build()
+    assert logistic.likelihood.scale.item() == pytest.approx(0.3)
 
 
 def test_a_mismatch_shows_the_differing_fields_and_only_those() -> None:

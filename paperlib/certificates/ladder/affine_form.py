@@ -44,10 +44,6 @@ class AffineForm:
         coefficients = generators.permute(2, 1, 0).unflatten(2, lower.shape[1:])
         return cls(center, (Term(Errors(torch.ones_like(generators[0])), coefficients),), nothing)
 
-    @classmethod
-    def constant(cls, value: Tensor) -> "AffineForm":
-        return cls(value, (), torch.zeros_like(value))
-
     @property
     def box(self) -> Interval:
         """A box that contains all quantities, [batch, *shape], outward of the rounding of its own width."""

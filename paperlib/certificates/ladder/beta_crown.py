@@ -19,8 +19,9 @@ from paperlib.certificates.crown import Crown
 from paperlib.certificates.interval_elbo import elbo_lower, elbo_upper
 from paperlib.certificates.ladder.search import NUMBERS, Search
 from paperlib.certificates.method import METHODS, MemoryUse, Method, Problem
-from paperlib.models.elbo import Target, explain_misfit
+from paperlib.models.elbo import Target, elbo, explain_misfit
 from paperlib.models.vae import VAE
+from paperlib.threats.attacks import pgd
 from paperlib.threats.perturbation import PerturbationSet
 
 IMAGES = 16  # searched at a time
@@ -92,19 +93,21 @@ class BetaCrown(Method):
         ends = []
         for start in range(0, len(x), IMAGES):
             rows = slice(start, start + IMAGES)
-            begin = perf_counter()
-            problem = Problem.checked(vae, x[rows], ball.rows(rows, x), noise[rows], target, sound)
+            begin, own = perf_counter(), (vae, x[rows], ball.rows(rows, x), noise[rows])
+            problem = Problem.checked(*own, target, sound)
+            x_adv = pgd(*own, target=target, maximize=sign < 0)
+            reached = sign * elbo(vae, x_adv, noise[rows], x_adv if target == "perturbed" else x[rows])
             with explain_misfit(x), torch.no_grad():
-                ends.append(sign * self._search(problem, sign, begin + seconds * len(x[rows])))
+                ends.append(sign * self._search(problem, sign, reached, begin + seconds * len(x[rows])))
         return torch.cat(ends)
 
-    def _search(self, problem: Problem, sign: float, deadline: float) -> Tensor:
+    def _search(self, problem: Problem, sign: float, reached: Tensor, deadline: float) -> Tensor:
         root = Crown().relax(problem)
         refined = Interval(elbo_lower(root.vae, root.bounds), elbo_upper(root.vae, root.bounds))
         lower, upper = refined.intersect(problem.interval_elbo)
         interval = lower if sign > 0 else -upper
         end = interval
-        for bound in Search(root, sign, interval.abs()).bounds(self.tol):
+        for bound in Search(root, sign, interval.abs(), reached).bounds(self.tol):
             end = torch.fmax(interval, bound)
             if perf_counter() > deadline:
                 break

@@ -22,6 +22,8 @@ from paperlib.certificates.relaxed_layer import RelaxedLayer
 from paperlib.models.gaussian import kl_log_var_term, kl_mean_term, reparametrize
 from paperlib.models.likelihood import Likelihood
 
+BETA_RATE = 0.3  # the first step of a multiplier, in units of the coefficient that it is to cancel
+
 
 @torch.no_grad()
 def choose_splits(
@@ -82,7 +84,8 @@ def _with_splits(parts: Subproblems, units: Units, box: Interval, losses: Tensor
     lower, upper, size = (values.gather(1, unit).squeeze(1) for values in (*box, sizes))
     at_zero = units.bends[unit.squeeze(1)] * (lower < 0) * (upper > 0)
     point = (1 - at_zero) * (lower + upper) / 2
-    return replace(parts, next_unit=unit.squeeze(1), next_point=point, next_scale=torch.maximum(size, sizes.mean(1)))
+    step = BETA_RATE * torch.maximum(size, sizes.mean(1))
+    return replace(parts, next_unit=unit.squeeze(1), next_point=point, next_step=step)
 
 
 def _losses(

@@ -11,7 +11,7 @@ functions of the latents.
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -25,35 +25,55 @@ from paperlib.bounds.rules import apply_rule
 from paperlib.certificates import posterior_bounds
 from paperlib.certificates.backward import RelaxedVAE
 from paperlib.certificates.crown import CrownIBP
-from paperlib.certificates.method import METHODS, MemoryUse, Problem
+from paperlib.certificates.method import METHODS, MemoryUse, Problem, TrainableMethod
 from paperlib.certificates.relaxed_layer import RelaxedLayer
+from paperlib.models.elbo import Target
 from paperlib.models.vae import VAE
-from paperlib.threats.perturbation import Region
+from paperlib.threats.perturbation import PerturbationSet, Region
 
 ROWS = 128  # units that are bounded at a time
 
 
 @dataclass(frozen=True)
-class DualNetwork(CrownIBP):
+class DualNetwork(TrainableMethod):
     """The ELBO over the convex outer polytope by the fixed slopes of the dual network, over boxes that the dual network
     gives every layer after the encoder's first activation.
 
     Never looser than `IBP`, whose boxes it intersects. Differentiable in the parameters, through the boxes of every
-    layer, as the paper trains on it. Raises ValueError for `sound`.
+    layer, as the paper trains on it; of activations with several lines the lines themselves count as constants, but for
+    ReLU and LeakyReLU. Raises ValueError for `sound`.
     """
 
-    alpha_steps: int = field(default=0, init=False, repr=False)  # no slope is free
+    @property
+    def differentiable(self) -> bool:
+        return True
 
-    def relax(self, problem: Problem) -> RelaxedVAE:
-        if problem.sound is not None:
-            raise ValueError("the dual network holds in real arithmetic: with sound=True use another method")
-        return dual_network(super().relax(problem))
+    def bounds(
+        self,
+        vae: VAE,
+        x: Tensor,
+        ball: PerturbationSet,
+        noise: Tensor,
+        target: Target = "perturbed",
+        sound: bool = False,
+    ) -> Interval:
+        problem = Problem.checked(vae, x, ball, noise, target, sound)
+        return CrownIBP().bounds_over(problem, _relax(problem))
+
+    def lower_over(self, problem: Problem) -> Tensor:
+        return CrownIBP().lower_from(problem, _relax(problem))
 
     def memory(self, vae: VAE, layer_sizes: Sequence[int]) -> MemoryUse:
         return MemoryUse(per_image=(4 * ROWS + 4 * vae.latent_dim) * sum(layer_sizes), largest_batch=100)
 
 
 METHODS["dual-network"] = DualNetwork()
+
+
+def _relax(problem: Problem) -> RelaxedVAE:
+    if problem.sound is not None:
+        raise ValueError("the dual network holds in real arithmetic: with sound=True use another method")
+    return dual_network(RelaxedVAE.of(problem.vae, problem.bounds, problem.noise))
 
 
 @dataclass(frozen=True)

@@ -26,9 +26,8 @@ from paperlib.bounds.box import Interval
 from paperlib.bounds.linear import ParallelRelaxation, parallel
 from paperlib.bounds.relaxation import Affine
 from paperlib.certificates import posterior_bounds
-from paperlib.certificates.backward import RelaxedVAE, linear_lower
-from paperlib.certificates.crown import slack
-from paperlib.certificates.interval_elbo import elbo_lower
+from paperlib.certificates.backward import RelaxedVAE
+from paperlib.certificates.crown import CrownIBP
 from paperlib.certificates.ladder.dual_network import over, over_boxes
 from paperlib.certificates.method import Problem
 from paperlib.certificates.relaxed_layer import RelaxedLayer
@@ -137,8 +136,7 @@ def _is_affine(layer: RelaxedLayer) -> bool:
 
 def _lower(problem: Problem, projector: "_Projector") -> Tensor:
     relaxed = projector.relax(RelaxedVAE.of(problem.vae, problem.bounds, problem.noise))
-    linear, interval = linear_lower(relaxed), elbo_lower(relaxed.vae, relaxed.bounds)
-    return torch.fmax(linear - slack(linear, interval), torch.fmax(interval, problem.interval_elbo_lower))
+    return CrownIBP().lower_from(problem, relaxed)
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from paperlib.certificates.worst_point import least_point
 from paperlib.models.elbo import unchecked_elbo
 
 ROOT_STEPS, STEPS = 40, 8  # of the optimisation of alpha and beta, for the whole and for each part of it
-ROOT_RATE, RATE, BETA_RATE = 0.25, 0.1, 0.3  # learning rates of alpha, in [0, 1], and of beta, in units of its scale
+ROOT_RATE, RATE = 0.25, 0.1  # learning rates of alpha, in [0, 1], likewise
 PARTS = 256  # bounded at a time, at most
 NUMBERS = 2**23  # that a latent's coefficients on the widest layer may take, for all parts at a time
 
@@ -38,11 +38,13 @@ class Search:
         root: relaxed over the whole regions.
         sign: 1 for the lower end of the ELBO, -1 for its upper end, negated.
         scale: the size of the terms of a bound, [batch], in nats, by which its rounding is accounted for.
+        reached: values of  sign * ELBO  that inputs of the regions have, [batch]; infinite where none was evaluated.
     """
 
     root: RelaxedVAE
     sign: float
     scale: Tensor
+    reached: Tensor
 
     @torch.no_grad()
     def bounds(self, tol: float) -> Iterator[Tensor]:
@@ -50,10 +52,9 @@ class Search:
         splits, as long as any is farther than `tol` from a value that was evaluated.
         """
         units = Units.of(self.root)
-        batch, like = len(self.root.noise), self.scale
-        best = torch.full_like(like, torch.inf)  # the least value that was evaluated
-        closed = best.clone()  # the least bound of the parts that are closed
-        queue, alphas = self._bounded(units, Subproblems.whole(batch, like), None, best)
+        best = self.reached.clone()  # the least value that was evaluated
+        closed = torch.full_like(best, torch.inf)  # the least bound of the parts that are closed
+        queue, alphas = self._bounded(units, Subproblems.whole(len(best), best), None, best)
         chunk = max(2, min(PARTS, NUMBERS // _widest(self.root)))
         while True:
             done = queue.bound >= best[queue.example] - tol
@@ -90,21 +91,23 @@ class Search:
             start, steps, rate = [family.alpha for family in families], ROOT_STEPS, ROOT_RATE
         else:
             start, steps, rate = [alpha[parts.example] for alpha in alphas], STEPS, RATE
-        value, best_alphas, beta = _ascend(bound, families, start, parts.beta, steps, rate)
+        best_alphas, beta = _ascend(bound, families, start, parts, steps, rate)
         select = _selector(families, best_alphas)
         constrained, _ = units.constrain(relaxed, parts, beta)
-        last, coefficients = bound(select, beta)
+        value, coefficients = bound(select, beta)
         lost = slack(value, self.scale[parts.example])
-        lost = lost + 64 * torch.finfo(lost.dtype).eps * (beta * parts.scale * parts.point.abs()).sum(1)
-        value = torch.fmax(torch.fmax(value, last) - lost, parts.bound)
-        value = torch.where(over.empty, torch.inf, value)
+        lost = lost + 64 * torch.finfo(lost.dtype).eps * (beta * parts.point.abs()).sum(1)
+        value = value - lost
+        higher = value > parts.bound
+        step = torch.where(higher.unsqueeze(1), parts.step, parts.step / 2)  # too long a step leads nowhere
+        value = torch.where(over.empty, torch.inf, torch.where(higher, value, parts.bound))
 
         region = relaxed.bounds.region
         x = least_point(region, coefficients)
         target = x if relaxed.bounds.target is relaxed.bounds.input else relaxed.bounds.target.lower
         reached = sign * unchecked_elbo(relaxed.vae, x, relaxed.noise, target)
         best.scatter_reduce_(0, parts.example, reached.nan_to_num(nan=torch.inf), "amin")
-        parts = replace(parts, bound=value, beta=beta)
+        parts = replace(parts, bound=value, beta=beta, step=step)
         return choose_splits(parts, units, over, constrained, sign, terms, select, x), best_alphas
 
 
@@ -112,34 +115,37 @@ def _ascend(
     bound: Bound,
     families: Sequence[AlphaRelaxation[Any]],
     alphas: Sequence[Tensor],
-    beta: Tensor,
+    parts: Subproblems,
     steps: int,
     rate: float,
-) -> tuple[Tensor, list[Tensor], Tensor]:
-    """maximise  bound(alphas, beta)  over alpha in [0, 1] and beta >= 0, by Adam: the largest bound that was met for
-    each part, [count], and where the ascent ends.
+) -> tuple[list[Tensor], Tensor]:
+    """maximise  bound(alpha, beta)  over alpha in [0, 1] and beta >= 0, by Adam: those alphas and betas of each part
+    that gave the best bound of it, which is never below the one at the start.
     """
     alphas = [alpha.clone().requires_grad_() for alpha in alphas]
-    beta = beta.clone().requires_grad_()
+    unit = parts.step.clamp(min=torch.finfo(parts.step.dtype).tiny)
+    beta = (parts.beta / unit).requires_grad_()
     parameters, select = [*alphas, beta], _selector(families, alphas)
-    groups = [{"params": alphas, "lr": rate}, {"params": [beta], "lr": BETA_RATE}]
+    groups = [{"params": alphas, "lr": rate}, {"params": [beta], "lr": 1.0}]
     optimizer = torch.optim.Adam(groups, betas=(0.9, 0.99), maximize=True)
-    rates = [group["lr"] for group in optimizer.param_groups]
-    best = torch.full_like(beta[:, :0].sum(1), -torch.inf).detach()
+    best = torch.full_like(parts.bound, -torch.inf)
+    kept = [parameter.detach().clone() for parameter in parameters]
     for step in range(steps):
-        for group, initial in zip(optimizer.param_groups, rates, strict=True):
-            group["lr"] = initial * (1 - step / steps)
         with torch.enable_grad():
-            value, _ = bound(select, beta)
+            value, _ = bound(select, beta * unit)
             gradients = torch.autograd.grad(value.sum(), parameters)
-        best = torch.fmax(best, value.detach())
-        for parameter, gradient in zip(parameters, gradients, strict=True):
+        better = value.detach() > best
+        best = torch.where(better, value.detach(), best)
+        for old, parameter, gradient in zip(kept, parameters, gradients, strict=True):
+            old.copy_(torch.where(better.view(-1, *[1] * (old.ndim - 1)), parameter.detach(), old))
             parameter.grad = gradient
+        for group, initial in zip(optimizer.param_groups, (rate, 1.0), strict=True):
+            group["lr"] = initial * (1 - step / steps)
         optimizer.step()
         for alpha in alphas:
             alpha.clamp_(0, 1)
         beta.clamp_(min=0)
-    return best, [alpha.detach() for alpha in alphas], beta.detach()
+    return kept[:-1], kept[-1] * unit
 
 
 def _families(relaxed: RelaxedVAE, terms: ElboTerms) -> list[AlphaRelaxation[Any]]:

@@ -37,19 +37,27 @@ class Subproblems:
     unit: Tensor  # [count, constraints], in the flat order of `Units`
     side: Tensor  # [count, constraints]: 1 where the unit is at least the point, -1 where it is at most
     point: Tensor  # [count, constraints]
-    scale: Tensor  # [count, constraints], of a multiplier: the size of its unit's coefficient
-    beta: Tensor  # [count, constraints], the multiplier in that scale, not negative
+    beta: Tensor  # [count, constraints], the multipliers, not negative
+    step: Tensor  # [count, constraints], how far a step of the ascent may move a multiplier
     next_unit: Tensor  # [count]
     next_point: Tensor  # [count]
-    next_scale: Tensor  # [count]
+    next_step: Tensor  # [count]
 
     @classmethod
     def whole(cls, batch: int, like: Tensor) -> Self:
         """The regions themselves, which no split has cut; nothing is bounded yet."""
         column, row = like.new_zeros(batch), like.new_zeros(batch, 0)
-        example = torch.arange(batch, device=like.device)
         return cls(
-            example, column - torch.inf, row.long(), row, row, row, row, torch.zeros_like(example), column, column
+            example=torch.arange(batch, device=like.device),
+            bound=column - torch.inf,
+            unit=row.long(),
+            side=row,
+            point=row,
+            beta=row,
+            step=row,
+            next_unit=column.long(),
+            next_point=column,
+            next_step=column,
         )
 
     def __len__(self) -> int:
@@ -80,8 +88,8 @@ class Subproblems:
             unit=joined(self.unit, self.next_unit),
             side=joined(self.side, torch.full_like(self.next_point, side)),
             point=joined(self.point, self.next_point),
-            scale=joined(self.scale, self.next_scale),
             beta=joined(self.beta, torch.zeros_like(self.next_point)),
+            step=joined(self.step, self.next_step),
         )
 
     def cut(self, box: Interval) -> Interval:
@@ -138,9 +146,9 @@ class Units:
         """The relaxed VAE of the parts with the constraints' terms in its backward pass, and their constant, [count].
 
         Args:
-            beta: [count, constraints], not negative, in units of `scale`.
+            beta: the multipliers, [count, constraints], not negative.
         """
-        terms = beta * parts.scale * parts.side
+        terms = beta * parts.side
         coefficients = self.box.lower.new_zeros(len(parts), self.box.lower.shape[1])
         coefficients = coefficients.scatter_add(1, parts.unit, terms)
 

@@ -136,13 +136,13 @@ class Sums(Symbols):
     def range(self, coefficients: Tensor) -> Interval:
         factors = coefficients.permute(1, 2, 0)
         boxes = [term.symbols.range_of_product(factors, term.coefficients) for term in self.terms]
-        return Interval(sum_of([box.lower for box in boxes]), sum_of([box.upper for box in boxes]))
+        return Interval(_sum_of([box.lower for box in boxes]), _sum_of([box.upper for box in boxes]))
 
     def range_of_product(self, factors: Tensor, coefficients: Tensor) -> Interval:
         return self.range((factors @ coefficients.permute(1, 2, 0)).permute(2, 0, 1))
 
     def minimum(self, coefficients: Tensor) -> Tensor:
-        return sum_of([term.symbols.minimum(term.coefficients) for term in self.expand(coefficients)])
+        return _sum_of([term.symbols.minimum(term.coefficients) for term in self.expand(coefficients)])
 
     def expand(self, coefficients: Tensor) -> list[Term]:
         expanded = []
@@ -152,7 +152,7 @@ class Sums(Symbols):
         return expanded
 
 
-def sum_of(parts: list[Tensor]) -> Tensor:
+def _sum_of(parts: list[Tensor]) -> Tensor:
     """The sum of at least one tensor."""
     return torch.stack(parts).sum(0)
 

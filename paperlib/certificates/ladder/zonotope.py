@@ -33,12 +33,13 @@ from paperlib.threats.perturbation import PerturbationSet
 @dataclass(frozen=True)
 class DeepZ(TrainableMethod):
     """Zonotopes with a symbol for each feature of the input, and a new one for each unit whose layer is not linear on
-    its box: one forward pass, in which each symbol costs about as much as an example does.
+    its box: one forward pass. Each symbol costs about as much as an example does up to the latents. From there on they
+    are the symbols, few as they are, and the products of their coefficients bound each layer, as in `Crown`.
 
-    Never looser than `IBP`. The bound of a backward pass whose lines are parallel, over boxes that are as tight: so
-    `Crown`, whose lines below need not be parallel, is tighter where these matter. Differentiable in the parameters.
-    Real arithmetic only. Regions with a zonotope of their own, such as boxes and those of a `LinearSet`, begin with it;
-    the inputs of others are their own symbols.
+    Never looser than `IBP`. It is the bound of a backward pass whose lines are parallel, over its own boxes. The lower
+    lines of `Crown` need not be parallel, its boxes are others, and neither of the two is always the tighter one.
+    Differentiable in the parameters. Real arithmetic only. Regions with a zonotope of their own, such as boxes and
+    those of a `LinearSet`, begin with it; the inputs of others are their own symbols.
     """
 
     @property
@@ -91,14 +92,14 @@ class DeepZ(TrainableMethod):
         return Problem.checked(vae, x, ball, noise, target, sound)
 
     def memory(self, vae: VAE, layer_sizes: Sequence[int]) -> MemoryUse:
-        symbols = sum(layer_sizes)
-        return MemoryUse(per_image=4 * symbols * max(layer_sizes), fixed=symbols * max(layer_sizes), largest_batch=100)
+        numbers = sum(layer_sizes) * max(layer_sizes)  # each layer counts before and after its activation
+        return MemoryUse(per_image=numbers, fixed=numbers, largest_batch=100)
 
 
 @dataclass(frozen=True)
 class HybridZonotope(DeepZ):
     """Zonotopes whose symbols stay those of the input: what a nonlinear layer adds is an independent error of each
-    unit. Cheaper than `DeepZ` and looser.
+    unit. A little cheaper than `DeepZ`, and looser.
 
     Never looser than `IBP`. Differentiable in the parameters. Real arithmetic only. Regions as for `DeepZ`.
 
@@ -114,7 +115,7 @@ class HybridZonotope(DeepZ):
 
     def memory(self, vae: VAE, layer_sizes: Sequence[int]) -> MemoryUse:
         numbers = layer_sizes[0] * max(layer_sizes)
-        return MemoryUse(per_image=4 * numbers, fixed=numbers, largest_batch=100)
+        return MemoryUse(per_image=6 * numbers, fixed=numbers, largest_batch=100)
 
 
 METHODS["zonotope"] = DeepZ()

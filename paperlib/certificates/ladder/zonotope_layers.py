@@ -48,25 +48,26 @@ class Transformers:
         Args:
             form: of the module's input v.
             name: the module's place in a larger network, for messages.
-            boxes: other boxes of the same quantities, over whose intersection with the form's own layers are relaxed;
-                then those of affine layers' outputs that no nonlinear layer follows are returned as they are. None: all
-                are the form's own.
+            boxes: other boxes of the same quantities. Layers are relaxed over the intersection of these, the form's own
+                and the images of those before. None: over the form's own alone.
 
         Raises UnsupportedLayerError or ValueError as `paperlib.bounds.interval.propagate`.
         """
-        tighter = []
+        tighter = [form.box if boxes is None else boxes[0]]
         layers = list(named_layers(module, name))
-        for number, (place, layer) in enumerate(layers):
-            box = form.box if boxes is None else boxes[number]
-            relaxation = apply_rule(relaxation_rule, place, layer, box)
+        for number, (place, layer) in enumerate(layers, 1):
+            relaxation = apply_rule(relaxation_rule, place, layer, tighter[-1])
             if isinstance(relaxation, Affine):
                 form = self._affine(place, layer, relaxation, form)
             else:
                 if boxes is not None:
-                    box = form.box.intersect(box)
-                form = _nonlinear(self._parallel(place, layer, box), form)
-            tighter.append(box)
-        return form, [*tighter, form.box if boxes is None else form.box.intersect(boxes[len(layers)])]
+                    tighter[-1] = tighter[-1].intersect(form.box)
+                form = _nonlinear(self._parallel(place, layer, tighter[-1]), form)
+            if boxes is None:
+                tighter.append(form.box)
+            else:
+                tighter.append(apply_rule(interval_rule, place, layer, tighter[-1]).intersect(boxes[number]))
+        return form, tighter if boxes is None else [*tighter[:-1], tighter[-1].intersect(form.box)]
 
     def _parallel(self, place: str, layer: nn.Module, box: Interval) -> ParallelRelaxation:
         if type(layer) is nn.ReLU:

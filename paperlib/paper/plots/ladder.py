@@ -18,7 +18,7 @@ def looks(names: list[str]) -> dict[str, dict[str, Any]]:
     """A mark for each bound by its name; colours recur, shapes do not."""
     colors = (_BLIND[place] for place in (0, 1, 2, 3, 4, 9, 7, 5, 8, 6, 0, 1))
     return {
-        name: {"color": color, "marker": shape, "label": name, "ls": "none", "ms": 5}
+        name: {"color": color, "marker": shape, "label": name, "ls": "none", "markersize": 5}
         for name, color, shape in zip(names, colors, _SHAPES, strict=False)
     }
 
@@ -77,5 +77,38 @@ def branching(rows: pd.DataFrame, caption: str) -> Figure:
         axis.set(xscale="log", xlabel=Axis.SECONDS, ylabel=Axis.GAP, title=model)
         axis.set_ylim(0, None)
         axis.margins(x=0.15)
+    legend_above(figure, axes[0])
+    return finish(figure, caption)
+
+
+def depth(rows: pd.DataFrame, caption: str) -> Figure:
+    """On the left how far the bounds of plain networks stay below the attack; then distance and time against the number
+    of hidden layers, and time against their width.
+    """
+    marks = looks(list(rows["method"].unique()))
+    rows = rows.assign(gap=rows["attacked"] - rows["certified"])
+    grid, cost = (rows[rows["part"] == part] for part in ("grid", "cost"))
+    depths, widths = (cost["network"].str.split("x").str[place].astype(int) for place in (0, 1))
+    deep, wide = (
+        cost[fixed == fixed.mode()[0]].assign(size=free) for fixed, free in ((widths, depths), (depths, widths))
+    )
+    figure, axes = panels(2, 2, height=4.4)
+    cells = [
+        f"{network}, {eps:g}" for network, eps in grid[["network", "eps"]].drop_duplicates().itertuples(index=False)
+    ]
+    for method, part in grid.groupby("method", sort=False):
+        axes[0].plot(range(len(cells)), part["gap"], **marks[str(method)])
+    axes[0].set_xticks(range(len(cells)), cells, rotation=35, ha="right")
+    axes[0].set(yscale="log", ylabel=Axis.GAP, title="network, radius")
+    panels_of_cost = (
+        (deep, "gap", Axis.DEPTH, Axis.GAP),
+        (deep, "ms", Axis.DEPTH, Axis.MILLISECONDS),
+        (wide, "ms", Axis.UNITS, Axis.MILLISECONDS),
+    )
+    for axis, (part, column, across, up) in zip(axes[1:], panels_of_cost, strict=True):
+        for method, line in part.groupby("method", sort=False):
+            axis.plot(line["size"], line[column], **{**marks[str(method)], "ls": "-"})
+        axis.set(yscale="log", xlabel=across, ylabel=up)
+    axes[3].set_xscale("log")
     legend_above(figure, axes[0])
     return finish(figure, caption)

@@ -54,6 +54,7 @@ def test_the_lines_of_a_rule_by_hand(rule: ReluRule, low: float, high: float, sl
         torch.testing.assert_close(value, torch.tensor([[expected]]).double(), rtol=1e-15, atol=0)
 
 
+@settings(max_examples=30)
 @given(st.floats(-5, 5), st.floats(0, 5), st.sampled_from(RULES))
 def test_relu_lies_between_the_lines(low: float, width: float, rule: ReluRule) -> None:
     lines = relu_lines(rule, Interval(*torch.tensor([[low], [low + width]], dtype=torch.float64)))
@@ -76,7 +77,7 @@ def own_boxes(transformers: Transformers, module: nn.Module, form: AffineForm) -
     return transformers.propagate(module, form)[1]
 
 
-@settings(max_examples=15)
+@settings(max_examples=8)
 @given(seed=st.integers(0, 2**16), sizes=st.lists(st.integers(2, 6), min_size=3, max_size=5))
 @torch.no_grad()
 def test_boxes_of_the_forms_alone_hold_every_layer(seed: int, sizes: list[int]) -> None:
@@ -87,7 +88,7 @@ def test_boxes_of_the_forms_alone_hold_every_layer(seed: int, sizes: list[int]) 
             assert_encloses(own, inside)
 
 
-@settings(max_examples=15)
+@settings(max_examples=8)
 @given(seed=st.integers(0, 2**16), sizes=st.lists(st.integers(2, 6), min_size=3, max_size=5))
 @torch.no_grad()
 def test_intervals_are_never_tighter_than_the_hybrid_with_its_box_rule(seed: int, sizes: list[int]) -> None:
@@ -123,7 +124,7 @@ def test_the_other_rules_leave_the_interval_of_a_single_unit(rule: ReluRule, low
     assert [end.item() for end in own] == pytest.approx([low, high])
 
 
-@settings(max_examples=15)
+@settings(max_examples=8)
 @given(seed=st.integers(0, 2**16), width=st.integers(1, 6))
 @torch.no_grad()
 def test_sharing_errors_is_never_looser(seed: int, width: int) -> None:
