@@ -14,6 +14,7 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from paperlib.bounds.box import Interval
 from paperlib.bounds.interval import interval_rule, outward
@@ -27,7 +28,7 @@ from paperlib.certificates.backward_rounding import ACCUMULATION_ERROR, Posterio
 from paperlib.certificates.input_term import InputTerm
 from paperlib.certificates.latent_zonotope import Zonotope, reparametrize
 from paperlib.certificates.relaxed_layer import RelaxedLayer
-from paperlib.certificates.unit_bounds import ROWS, DecoderPass, EncoderPass, bound_units
+from paperlib.certificates.unit_bounds import ROWS, DecoderPass, EncoderPass, bends, bound_units
 from paperlib.threats.perturbation import ChangeRegion, Region
 
 
@@ -109,10 +110,7 @@ def _refine_encoder(relaxed: RelaxedVAE, by_unit: bool, alpha_steps: int) -> tup
         layer = RelaxedLayer.of(old.place, old.layer, box.intersect(old.box), relaxed.deployed)
         if isinstance(layer.relaxation, LinearRelaxation):
             if after_nonlinearity:
-                units = _identity(layer.box).split(ROWS)
-                boxes = [_backward_zonotope(layers, relaxed.bounds.region, rows).box for rows in units]
-                lower, upper = (torch.cat(ends, 1).view_as(old.box.lower) for ends in zip(*boxes, strict=True))
-                tighter = layer.box.intersect(Interval(lower, upper))
+                tighter = _zonotope_box(layers, relaxed.bounds.region, layer)
                 if by_unit:
                     layer = RelaxedLayer.of(old.place, old.layer, tighter, relaxed.deployed)
                     backward = EncoderPass(layers, relaxed.bounds.region)
@@ -122,6 +120,17 @@ def _refine_encoder(relaxed: RelaxedVAE, by_unit: bool, alpha_steps: int) -> tup
         layers.append(layer)
         box = _image(layer)
     return tuple(layers)
+
+
+def _zonotope_box(layers: Sequence[RelaxedLayer], region: Region, layer: RelaxedLayer) -> Interval:
+    """The box of a nonlinear layer's input, tightened for the units that need it in some example."""
+    lower, upper = (torch.full_like(end, bound) for end, bound in zip(layer.box, (-torch.inf, torch.inf), strict=True))
+    wanted = bends(layer.relaxation, layer.box).flatten(1).any(0).nonzero()[:, 0]
+    for units in wanted.split(ROWS):
+        rows = F.one_hot(units, lower[0].numel()).to(lower).view(-1, 1, *lower.shape[1:])
+        box = _backward_zonotope(layers, region, rows.expand(-1, *lower.shape)).box
+        lower.flatten(1)[:, units], upper.flatten(1)[:, units] = box
+    return layer.box.intersect(Interval(lower, upper))
 
 
 def _image(layer: RelaxedLayer) -> Interval:
