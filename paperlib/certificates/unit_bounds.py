@@ -88,7 +88,9 @@ def bound_units(
         relaxation: of the layer that takes these units over their box. One over which it is straight is tight enough.
     """
     low, high = box.map(partial(torch.flatten, start_dim=1))
-    wanted = bends(relaxation, box).flatten(1)
+    wanted = torch.ones_like(low, dtype=torch.bool)
+    if isinstance(relaxation, LinearRelaxation) and relaxation.selection is None:
+        wanted = _bends(relaxation, box).flatten(1)
     count = int(wanted.sum(1).max())
     if count == 0:
         return box
@@ -108,12 +110,8 @@ def bound_units(
     return box.intersect(tighter.map(lambda end: end.view_as(box.lower)))
 
 
-def bends(relaxation: Relaxation | None, box: Interval) -> Tensor:
-    """Which units of the box a tighter one would bound better: those whose relaxation is more than rounding away from
-    one straight line, and all where that cannot be told.
-    """
-    if not isinstance(relaxation, LinearRelaxation) or relaxation.selection is not None:
-        return torch.ones_like(box.lower, dtype=torch.bool)
+def _bends(relaxation: LinearRelaxation, box: Interval) -> Tensor:
+    """Whether a unit's relaxation is more than rounding away from one straight line."""
     lower, upper = initial_alpha(relaxation.lower), initial_alpha(relaxation.upper)
     slope, offset = upper.slope - lower.slope, upper.offset - lower.offset
     room = torch.maximum(*(slope * end + offset for end in box))
