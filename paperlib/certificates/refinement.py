@@ -14,6 +14,7 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from paperlib.bounds.box import Interval
 from paperlib.bounds.interval import interval_rule, outward
@@ -109,10 +110,7 @@ def _refine_encoder(relaxed: RelaxedVAE, by_unit: bool, alpha_steps: int) -> tup
         layer = RelaxedLayer.of(old.place, old.layer, box.intersect(old.box), relaxed.deployed)
         if isinstance(layer.relaxation, LinearRelaxation):
             if after_nonlinearity:
-                units = _identity(layer.box).split(ROWS)
-                boxes = [_backward_zonotope(layers, relaxed.bounds.region, rows).box for rows in units]
-                lower, upper = (torch.cat(ends, 1).view_as(old.box.lower) for ends in zip(*boxes, strict=True))
-                tighter = layer.box.intersect(Interval(lower, upper))
+                tighter = _zonotope_box(layers, relaxed.bounds.region, layer)
                 if by_unit:
                     layer = RelaxedLayer.of(old.place, old.layer, tighter, relaxed.deployed)
                     backward = EncoderPass(layers, relaxed.bounds.region)
@@ -122,6 +120,27 @@ def _refine_encoder(relaxed: RelaxedVAE, by_unit: bool, alpha_steps: int) -> tup
         layers.append(layer)
         box = _image(layer)
     return tuple(layers)
+
+
+def _zonotope_box(layers: Sequence[RelaxedLayer], region: Region, layer: RelaxedLayer) -> Interval:
+    """The box of a nonlinear layer's input, tightened by the zonotope of those units that vary in some example."""
+    lower, upper = (torch.full_like(end, bound) for end, bound in zip(layer.box, (-torch.inf, torch.inf), strict=True))
+    wanted = _varies(layer).flatten(1).any(0).nonzero()[:, 0]
+    for units in wanted.split(ROWS):
+        rows = F.one_hot(units, lower[0].numel()).to(lower).view(-1, 1, *lower.shape[1:])
+        box = _backward_zonotope(layers, region, rows.expand(-1, *lower.shape)).box
+        lower.flatten(1)[:, units], upper.flatten(1)[:, units] = box
+    return layer.box.intersect(Interval(lower, upper))
+
+
+def _varies(layer: RelaxedLayer) -> Tensor:
+    """Which inputs of a nonlinear layer need a tighter box: not those over whose box it is constant, as over most of a
+    ReLU's in a robust network. [batch, *shape].
+    """
+    if isinstance(layer.relaxation, LinearRelaxation) and layer.relaxation.selection is not None:
+        return torch.ones_like(layer.box.lower, dtype=torch.bool)
+    image = apply_rule(interval_rule, layer.place, layer.layer, layer.box)
+    return image.lower < image.upper
 
 
 def _image(layer: RelaxedLayer) -> Interval:
@@ -143,8 +162,12 @@ def _refine_decoder(
     generators = torch.cat([latents.generators, torch.diag_embed(latents.independent_error)], 2)
     for old in relaxed.decoder:
         layer = RelaxedLayer.of(old.place, old.layer, box.intersect(old.box), relaxed.deployed)
-        if by_unit and isinstance(layer.relaxation, LinearRelaxation):
-            tighter = bound_units(layer.box, backward, alpha_steps, layer.relaxation)
+        if isinstance(layer.relaxation, LinearRelaxation):
+            wanted = _varies(layer)
+            tighter = layer.box.intersect(_spread(rest, coefficients, generators, latents.inputs, wanted))
+            if by_unit:
+                layer = RelaxedLayer.of(old.place, old.layer, tighter, relaxed.deployed)
+                tighter = bound_units(tighter, backward, alpha_steps, layer.relaxation)
             layer = RelaxedLayer.of(old.place, old.layer, tighter, relaxed.deployed)
         layers.append(layer)
         box = _image(layer)
@@ -153,13 +176,14 @@ def _refine_decoder(
             image = layer.layer(coefficients.flatten(0, 1)) - layer.relaxation.offset
             coefficients = image.unflatten(0, coefficients.shape[:2])
             rest = apply_rule(interval_rule, layer.place, layer.layer, rest).widen(rounding)
-            box = box.intersect(_spread(rest, coefficients, generators, latents.inputs))
         else:
             relaxation = parallel(layer.relaxation, layer.box)
             coefficients = relaxation.slope_times(coefficients)
             middle = relaxation.slope_times(rest.center) + relaxation.middle
             radius = relaxation.spread(rest.radius) + relaxation.radius + rounding
             rest = Interval(middle, middle).widen(radius * outward(2, radius.dtype))
+    every = torch.ones_like(box.lower, dtype=torch.bool)
+    box = box.intersect(_spread(rest, coefficients, generators, latents.inputs, every))
     return tuple(layers), bound_units(box, backward, alpha_steps) if by_unit else box
 
 
@@ -187,25 +211,30 @@ def _identity(box: Interval) -> Tensor:
     return eye.view(units, 1, *shape).expand(-1, batch, *shape)
 
 
-def _spread(rest: Interval, coefficients: Tensor, generators: Tensor, inputs: InputTerm | None) -> Interval:
-    """The box of  coefficients . (latent - center) + rest,  [batch, *shape]."""
-    box = rest.widen(_radius(coefficients, generators).view_as(rest.lower))
+def _spread(
+    rest: Interval, coefficients: Tensor, generators: Tensor, inputs: InputTerm | None, wanted: Tensor
+) -> Interval:
+    """The box of  coefficients . (latent - center) + rest,  [batch, *shape]; unbounded where it is not wanted."""
+    box = rest.widen(_radius(coefficients, generators, wanted.flatten(1)).view_as(rest.lower))
     if inputs is None:
         return box
     lower, upper = inputs.box_of_combinations(coefficients.flatten(2).permute(1, 2, 0))
     return Interval(box.lower + lower.view_as(box.lower), box.upper + upper.view_as(box.upper))
 
 
-def _radius(coefficients: Tensor, generators: Tensor) -> Tensor:
-    """sum over errors of |coefficients . generators|, [batch, units].
+def _radius(coefficients: Tensor, generators: Tensor, wanted: Tensor) -> Tensor:
+    """sum over errors of |coefficients . generators|, [batch, units]; infinite where it is not wanted.
 
     Args:
         coefficients: [latent, batch, *shape], with as many units as shape has numbers.
         generators: [batch, latent, errors].
+        wanted: [batch, units].
     """
     units = coefficients.flatten(2).permute(1, 2, 0)
-    radius = units.new_empty(units.shape[:2])  # at once: small results between large ones would fragment the memory
-    for part, own, out in zip(units, generators, radius, strict=True):  # one by one: the product stays in the cache
+    # at once: small results between large ones would fragment the memory
+    radius = torch.full_like(units[..., 0], torch.inf)
+    # one by one: the product stays in the cache
+    for part, own, some, out in zip(units, generators, wanted, radius, strict=True):
         nonzero = own[:, own.any(0)]  # a unit whose sign is fixed has no error
-        torch.sum((part @ nonzero).abs_(), 1, out=out)
+        out[some] = (part[some] @ nonzero).abs_().sum(1)
     return radius * outward(generators.shape[1] + generators.shape[2], radius.dtype)
