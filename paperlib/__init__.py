@@ -17,6 +17,7 @@ from paperlib.certificates.crown import Crown, CrownIBP
 from paperlib.certificates.evaluation import certify
 from paperlib.certificates.expected import certify_expected
 from paperlib.certificates.ibp import IBP
+from paperlib.certificates.ladder.beta_crown import BetaCrown
 from paperlib.certificates.ladder.dual_network import DualNetwork
 from paperlib.certificates.ladder.lagrangian import Lagrangian
 from paperlib.certificates.ladder.random_projection import ProbableBound, random_projection_bound
@@ -62,6 +63,7 @@ __all__ = [
     "Affine",
     "Auto",
     "Bernoulli",
+    "BetaCrown",
     "BranchAndBound",
     "ContinuousBernoulli",
     "Crown",
