@@ -1,10 +1,10 @@
 """The experiment of notebook 12: clean against certified ELBO of models that are trained longer and by other recipes.
 
 Three groups of models: ours and those of notebook 2, with several seeds, and a comparison of recipes at equal steps,
-each a change of the one of notebook 6. All are chosen by held-out training images; the test images judge them once.
+each a change of the one of notebook 6. They were chosen by held-out training images, but for the smaller `input_clip`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -25,8 +25,12 @@ from paperlib.training.sweep import trained
 OURS, NOTEBOOK_2, RECIPES = "ours", "notebook 2", "recipes"  # the groups
 SEEDS = {"paper": (0, 1, 2), "smoke": (0,)}  # of ours, and of those of notebook 2
 STEPS = {"paper": 10_000, "smoke": 40}  # of ours
-POINTS = ((0.0, 0.098), (0.5, 0.1))  # pairs of kappa and training radius of ours
-BEST: Mapping[str, Any] = {"lr": 3e-3, "input_clip": 0.11}  # what ours change in the recipe of notebook 6
+# What ours change in the recipe of notebook 6, for each kappa: clipped inputs pay for certificates more than for the
+# clean ELBO, so that the model that cares for both has them clipped less.
+POINTS: Sequence[Mapping[str, Any]] = (
+    {"kappa": 0.0, "eps": 0.098, "lr": 3e-3, "input_clip": 0.11},
+    {"kappa": 0.5, "eps": 0.103, "lr": 3e-3, "input_clip": 0.05},
+)
 RECIPE_STEPS = {"paper": 1_500, "smoke": 10}
 BASE = "as in notebook 6"
 # What each recipe changes in that of notebook 6, at its kappa of 0.5; `hidden` in multiples of its width.
@@ -34,7 +38,8 @@ CHANGES: Mapping[str, Mapping[str, Any]] = {
     BASE: {},
     "twice the learning rate": {"lr": 3e-3},
     "clipped inputs": {"input_clip": 0.11},
-    "learning rate and clipped inputs": BEST,
+    "inputs clipped less": {"input_clip": 0.05},
+    "the same, twice the learning rate": {"lr": 3e-3, "input_clip": 0.05},
     "interval-aware first weights": {"init": "interval"},
     "first weights and regularisers (Shi et al.)": {"init": "interval", "objective": "interval-regularised"},
     "small boxes (SABR)": {"objective": "sabr share=0.7"},
@@ -64,8 +69,7 @@ def front_models(dataset: str, profile: str) -> list[FrontModel]:
     """All models in the order of their rows: ours, those of notebook 2, and one for each recipe."""
     size = _size(profile)
     (base,) = (c for c in tradeoff_models(dataset, size) if (c.bound, c.kappa, c.seed) == ("crown-ibp", 0.5, 0))
-    best = replace(base, steps=STEPS[size], **BEST)
-    ours = [replace(best, kappa=kappa, eps=eps, seed=seed) for kappa, eps in POINTS for seed in SEEDS[size]]
+    ours = [replace(base, steps=STEPS[size], seed=seed, **point) for point in POINTS for seed in SEEDS[size]]
     headline = [
         FrontModel(NOTEBOOK_2, name, replace(config, seed=seed))
         for name, config in digit_models(dataset, size).items()
