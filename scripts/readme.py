@@ -26,6 +26,7 @@ from paperlib.runtime.rows import read_header, read_rows
 from scripts.bench_report import device_table, ratio_table, step_table
 from scripts.plan import Notebook
 from scripts.publish import start_command
+from scripts.result_blocks import front_block, ladder_block, likelihood_block
 
 PAGES = ("README.md", "docs/costs.md", "figures/data/README.md")
 DATA = ROOT / "figures" / "data"
@@ -200,6 +201,9 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "rivals": rivals_block,
     "detection": detection_block,
     "classifier": classifier_block,
+    "ladder": ladder_block,
+    "likelihood": likelihood_block,
+    "front": front_block,
     "cost": cost_block,
     "cuda": cuda_block,
     "map": map_block,
