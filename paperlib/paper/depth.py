@@ -60,7 +60,7 @@ def depth_config(profile: str) -> dict[str, Any]:
         "cost_eps": COST_EPS,
         "widest_alpha": WIDEST_ALPHA,
         "noise_seed": NOISE_SEED,
-        **asdict(SIZES[profile]),
+        **{name: list(size) if isinstance(size, tuple) else size for name, size in asdict(SIZES[profile]).items()},
     }
 
 
