@@ -44,9 +44,9 @@ def ladder(means: pd.DataFrame, caption: str) -> Figure:
     return finish(figure, caption)
 
 
-def decoders(rows: pd.DataFrame, caption: str) -> Figure:
+def decoders(rows: pd.DataFrame, least: float, caption: str) -> Figure:
     """A panel for each decoder and quantity: how far the bounds of each method are from the exact value, against the
-    radius of the box of latents.
+    radius of the box of latents. Distances below `least`, to which exact values are exact, are drawn there.
     """
     quantities = {"squared distance": Axis.OVER_DISTANCE, "log-likelihood": Axis.UNDER_LIKELIHOOD}
     names = [name for name in rows["method"].unique() if name != "exact"]
@@ -59,8 +59,9 @@ def decoders(rows: pd.DataFrame, caption: str) -> Figure:
             of_method = part[part["method"] == name]
             if len(of_method):
                 gaps = (of_method["bound"] - of_method["exact"]).abs().groupby(of_method["radius"]).mean()
-                axis.plot(gaps.index, gaps, **{**marks[name], "ls": "-"})
-        axis.set_title(size)
+                axis.plot(gaps.index, gaps.clip(lower=least), **{**marks[name], "ls": "-"})
+        axis.set_title(f"{size}, {quantity}")
+        axis.set_xticks(sorted(part["radius"].unique()))
         axis.set(yscale="log", xlabel=Axis.LATENT_RADIUS, ylabel=quantities[quantity])
     legend_above(figure, max(axes, key=lambda axis: len(axis.lines)), columns=3)
     return finish(figure, caption)
@@ -75,7 +76,9 @@ def branching(rows: pd.DataFrame, caption: str) -> Figure:
         axis.axhline(part["barrier"].iloc[0], color="0.4", linestyle=":", label="the best of one unit at a time")
         axis.plot(part["used"], part["gap"], color=COLORS["certified"], marker="^", label="beta-CROWN")
         axis.set(xscale="log", xlabel=Axis.SECONDS, ylabel=Axis.GAP, title=model)
-        axis.set_ylim(0, None)
+        axis.set_xticks(part["used"], [f"{seconds:.2g}" for seconds in part["used"]], minor=False)
+        axis.minorticks_off()
+        axis.set_ylim(0, 1.15 * max(rows["gap"].max(), rows["barrier"].max()))
         axis.margins(x=0.15)
     legend_above(figure, axes[0])
     return finish(figure, caption)
