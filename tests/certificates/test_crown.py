@@ -31,7 +31,9 @@ from paperlib.certificates.evaluation import ALLOWANCE
 from paperlib.certificates.intervals import IntervalBounds
 from paperlib.certificates.method import Problem
 from paperlib.certificates.refinement import refine
+from paperlib.certificates.relaxed_layer import RelaxedLayer
 from paperlib.data.datasets import Dataset
+from paperlib.threats.perturbation import Region
 
 METHODS = [CrownIBP, Crown]
 NO_SHRINKING = [Phase.generate]  # the seed says it all, and an audit takes a while
@@ -464,3 +466,32 @@ def test_an_overflow_never_yields_a_finite_certificate_above_the_elbo(
         (~torch.isfinite(values)).any(0) & torch.isfinite(bounds.lower)
     )
     assert not broken.any()
+
+
+@torch.no_grad()
+def test_boxes_over_which_a_layer_is_constant_are_not_refined_and_nothing_is_lost(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    torch.manual_seed(0)
+    vae = conv_vae((1, 8, 8), (2, 3), 2).double()
+    for layer in (vae.encoder[0], vae.encoder[2], vae.decoder[0], vae.decoder[3]):
+        layer.weight *= 3.0
+        layer.bias -= 0.2  # some units are off, as most are in robust networks
+    x, noise, ball = torch.rand(2, 1, 8, 8).double(), torch.randn(2, 2).double(), LinfBall(0.1)
+    rows: list[int] = []
+    zonotope = refinement._backward_zonotope
+
+    def counted(layers: list[RelaxedLayer], region: Region, coefficients: Tensor) -> refinement.Zonotope:
+        rows.append(len(coefficients))
+        return zonotope(layers, region, coefficients)
+
+    monkeypatch.setattr(refinement, "_backward_zonotope", counted)
+    some, few = elbo_bounds(vae, x, ball, noise, "crown"), sum(rows)
+    rows.clear()
+    monkeypatch.setattr(refinement, "_varies", lambda layer: torch.ones_like(layer.box.lower, dtype=torch.bool))
+    every = elbo_bounds(vae, x, ball, noise, "crown")
+    assert 4 < few < sum(rows) == 12 + 4  # the units behind the second convolution, mean and log-variance
+    torch.testing.assert_close(some.lower, every.lower, rtol=1e-12, atol=0)
+    torch.testing.assert_close(some.upper, every.upper, rtol=1e-12, atol=0)
+    monkeypatch.setattr(refinement, "_varies", lambda layer: torch.zeros_like(layer.box.lower, dtype=torch.bool))
+    assert (elbo_bounds(vae, x, ball, noise, "crown").lower < every.lower).all()

@@ -17,12 +17,12 @@ from paperlib.paper import conv_front, conv_tables, front, mnist_training
 from paperlib.paper.conv_front import CONV, MLP, ConvModel
 
 
-def test_networks_differ_in_their_shape_alone_and_the_connected_ones_are_those_of_the_recipes() -> None:
+def test_networks_differ_in_their_shape_alone_and_the_connected_ones_in_one_recipe_from_notebook_6() -> None:
     models = conv_front.conv_models("mnist", "long")
     kinds = [(model.config.dataset, model.network) for model in models]
     assert kinds == [(name, network) for name in ("mnist", "fashion-mnist") for network in (MLP, CONV)]
     recipes = {model.recipe: model.config for model in front.front_models("mnist", "long")}
-    assert models[0].config == recipes[conv_front.RECIPE] and models[0].config.kappa == 0.5
+    assert models[0].config == replace(recipes[front.BASE], **conv_front.RECIPE) and models[0].config.kappa == 0.5
     for model in models:
         shape: dict[str, Any] = {"data_shape": (784,), "hidden": (512,), "dataset": "mnist"}
         assert replace(model.config, **shape) == models[0].config
