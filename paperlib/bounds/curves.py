@@ -87,7 +87,8 @@ def _sigmoidal_below(function: Curve, derivative: Curve, box: Interval) -> Alpha
 
         return line
 
-    return AlphaRelaxation(lines(box)(alpha), alpha, lines(fixed))
+    line = lines(box)
+    return AlphaRelaxation(line(alpha), alpha, line)
 
 
 def _convex_end(box: Interval) -> Tensor:

@@ -44,9 +44,9 @@ class AlphaRelaxation(Generic[Linear]):
     Alpha is the free slope of alpha-CROWN (Xu et al. 2021, arXiv 2011.13824).
     """
 
-    initial: Linear  # at(alpha); the only member of the family with a gradient in the ends of the box
+    initial: Linear  # at(alpha)
     alpha: Tensor  # where the optimisation of alpha begins
-    at: Callable[[Tensor], Linear]
+    at: Callable[[Tensor], Linear]  # differentiable in alpha, and in the ends of the box at this alpha
 
     @property
     def first(self) -> Linear:
@@ -184,7 +184,8 @@ class ParallelRelaxation:
 
 def parallel(relaxation: LinearRelaxation, box: Interval) -> ParallelRelaxation:
     """Two bounds with one slope, so that their distance from f does not depend on v: the slope of the upper one, or the
-    least one of two families of lines where it leaves less room.
+    least one of two families of lines where it leaves less room. Differentiable in the ends of the box, but that the
+    alpha of the upper bound, such as the point where a tangent touches, counts as a constant.
     """
     upper, lower = relaxation.upper, relaxation.lower
     of_upper = _with_slope(relaxation, box, initial_alpha(upper).slope)

@@ -48,9 +48,8 @@ def _above_clamp(box: Interval, low: float, high: float) -> AlphaRelaxation[Line
         slope = chord * (1 - bends * (1 - share)) * (1 - flat)
         return LinearFunction(slope, last.clamp(min=low) - slope * last)
 
-    fixed = box.map(Tensor.detach)
-    alpha = (fixed.lower + fixed.upper < 2 * high).to(fixed.lower.dtype)  # leaves the smaller area
-    return AlphaRelaxation(line(box, alpha), alpha, lambda share: line(fixed, share))
+    alpha = (box.lower + box.upper < 2 * high).to(box.lower.dtype)  # leaves the smaller area
+    return AlphaRelaxation(line(box, alpha), alpha, partial(line, box))
 
 
 @rounding_rule.register
@@ -71,11 +70,8 @@ def _(layer: nn.PReLU, box: Interval) -> Interval:
 
 @relaxation_rule.register
 def _(layer: nn.PReLU, box: Interval) -> LinearRelaxation:
-    lines, fixed_lines = _prelu_lines(layer.weight, box), _prelu_lines(layer.weight.detach(), box.map(Tensor.detach))
     alpha = (box.lower + box.upper).detach().sign().clamp_(min=0)  # leaves the smaller area, as for relu
-    return LinearRelaxation(
-        *(AlphaRelaxation(now(alpha), alpha, fixed) for now, fixed in zip(lines, fixed_lines, strict=True))
-    )
+    return LinearRelaxation(*(AlphaRelaxation(at(alpha), alpha, at) for at in _prelu_lines(layer.weight, box)))
 
 
 def _prelu_lines(weight: Tensor, box: Interval) -> tuple[Callable[[Tensor], LinearFunction], ...]:

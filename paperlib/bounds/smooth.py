@@ -44,11 +44,10 @@ def smooth(curve: SmoothCurve, box: Interval) -> LinearRelaxation:
     middle = curve.derivative(box.center).clamp(least, most)
     span = most - least
     alpha = ((middle.detach() - least) / torch.where(span > 0, span, 1.0)).clamp(0, 1)
-    fixed = _Pieces.of(curve, box.map(Tensor.detach))
 
     def below(share: Tensor) -> LinearFunction:
         slope = torch.lerp(least, most, share)
-        return LinearFunction(slope, _least_gap(fixed, slope))
+        return LinearFunction(slope, _least_gap(pieces, slope))
 
     lower = AlphaRelaxation(LinearFunction(middle, _least_gap(pieces, middle)), alpha, below)
     return LinearRelaxation(lower, LinearFunction(chord, -_least_gap(pieces.negated(), -chord)))

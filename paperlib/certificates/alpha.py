@@ -17,7 +17,8 @@ def optimize_alpha(
     lower_bound: Callable[[AlphaSelector], Tensor], steps: int, time_limit: float | None = None
 ) -> Tensor:
     """maximise  lower_bound(alpha)  over alpha in [0, 1], elementwise, by Adam. Every alpha gives a bound, so that the
-    best one met is returned, whenever the optimisation ends: after these steps, or `time_limit` seconds.
+    best one met is returned, whenever the optimisation ends: after these steps, or `time_limit` seconds. A value that
+    overflows to NaN bounds nothing, and is passed over.
 
     Args:
         lower_bound: [*rows, batch]; each row has alphas of its own.
@@ -49,7 +50,7 @@ def optimize_alpha(
         with torch.enable_grad():
             value = lower_bound(select_alpha)
             gradients = torch.autograd.grad(value.sum(), parameters)
-        best = torch.maximum(best, value.detach())
+        best = torch.fmax(best, value.detach())
         for alpha, gradient in zip(parameters, gradients, strict=True):
             alpha.grad = gradient
         optimizer.step()
@@ -57,4 +58,4 @@ def optimize_alpha(
             for alpha in parameters:
                 alpha.clamp_(0, 1)
     with torch.no_grad():
-        return torch.maximum(best, lower_bound(select_alpha))
+        return torch.fmax(best, lower_bound(select_alpha))

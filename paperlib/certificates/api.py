@@ -31,21 +31,24 @@ def elbo_bounds(
     `sound` it holds for the numbers that `elbo` returns in the precision of its arguments, whatever the order of its
     sums; the bounds are then float64. No method is ever looser than "ibp".
 
-    Bounds by methods without a gradient ("crown", "exact", "best", any search for alpha) are constants for autograd.
+    Bounds by methods without a gradient are constants for autograd: "crown", "exact", "best", "lagrangian",
+    "beta-crown", and any with steps for alpha.
 
     Args:
         vae: in evaluation mode if it has dropout or batch normalisation.
         method: a method's object, which carries its options, or the word for it with its defaults. "ibp" (`IBP`) is
             the fastest, "crown-ibp" (`CrownIBP`) and "crown" (`Crown`) are tighter, "exact" (`BranchAndBound`) is for
-            at most three inputs, "best" (`Auto`) is the tightest within a budget. "zonotope" (`DeepZ`) is near "crown",
-            "hybrid-zonotope" (`HybridZonotope`) looser. All but "crown", "exact" and "best" are differentiable.
+            at most three inputs, "best" (`Auto`) is the tightest within a budget. From the literature, beside these
+            (`paperlib.certificates.ladder`): "zonotope" (`DeepZ`), "hybrid-zonotope" (`HybridZonotope`), "dual-network"
+            (`DualNetwork`), "lagrangian" (`Lagrangian`) and, tightest and slowest, "beta-crown" (`BetaCrown`).
         target: "perturbed": the likelihood of x' itself, whose box is the input's; "clean": the likelihood of x.
 
     Raises:
         ArithmeticError: two bounds of one quantity contradict each other, as the precision is too low for the model.
         ValueError: x outside the data range or not finite, misfitting shapes or dtypes, an unknown method or target, a
             ball with targets that the likelihood does not explain (Bernoulli: those in [0, 1]);
-            with `sound`, arithmetic that rounds in ways without a bound (TF32, bfloat16), "exact", or a zonotope.
+            with `sound`, arithmetic that rounds in ways without a bound (TF32, bfloat16), "exact", or a method of
+            the ladder.
         UnsupportedLayerError: a layer or a likelihood without the rules that the method needs.
         NotImplementedError: a likelihood whose bounds lack a part that the method needs.
     """

@@ -148,6 +148,29 @@ def test_a_parallel_relaxation_encloses_the_layer(layer: nn.Module) -> None:
     assert ((values - both.slope * points - both.middle).abs() <= both.radius + allowance).all()
 
 
+CURVED = (nn.LeakyReLU(0.1), nn.ELU(), nn.ELU(2.0), nn.Softplus(), nn.GELU(), nn.SiLU(), nn.ReLU6(), nn.PReLU())
+
+
+@pytest.mark.parametrize("layer", [*CURVED, nn.Sigmoid(), nn.Tanh()], ids=repr)
+def test_the_gradient_of_a_parallel_relaxation_is_that_of_differences(layer: nn.Module) -> None:
+    layer, weights = layer.double(), torch.randn(3, 50).double()
+    # at 0 and around it a tangent above a sigmoid or tanh may touch at a point that counts as a constant
+    away = 1.0 if isinstance(layer, nn.Sigmoid | nn.Tanh) else 0.0
+    ends = torch.stack([torch.rand(50).double() + away, torch.rand(50).double() + 2 + away]) - (0 if away else 1)
+    ends = (torch.randn(50).sign() * ends).sort(0).values.requires_grad_()
+
+    def value(ends: Tensor) -> Tensor:
+        box = Interval(ends[:1], ends[1:])
+        both = parallel(relaxation_of(layer, box), box)
+        return (weights * torch.cat([both.slope, both.middle, both.radius])).sum()
+
+    (gradient,) = torch.autograd.grad(value(ends), ends)
+    steps = 1e-6 * torch.eye(100).double().view(100, 2, 50)
+    with torch.no_grad():
+        differences = torch.stack([(value(ends + step) - value(ends - step)) / 2e-6 for step in steps]).view(2, 50)
+    torch.testing.assert_close(gradient, differences, rtol=1e-5, atol=1e-6)
+
+
 def test_the_parallel_relaxation_of_relu_is_the_hand_worked_one() -> None:
     # On [-1, 3] the chord is 3/4 (v + 1); the bound of its slope below is 3/4 v: middle and radius are both 3/8.
     box = box_of([(-1.0, 3.0)])

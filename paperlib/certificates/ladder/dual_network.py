@@ -40,8 +40,8 @@ class DualNetwork(TrainableMethod):
     gives every layer after the encoder's first activation.
 
     Never looser than `IBP`, whose boxes it intersects. Differentiable in the parameters, through the boxes of every
-    layer, as the paper trains on it; of activations with several lines the lines themselves count as constants, but for
-    ReLU and LeakyReLU. Raises ValueError for `sound`.
+    layer, as the paper trains on it; where a line above a sigmoid or tanh is a tangent, its point counts as a constant.
+    Raises ValueError for `sound`.
     """
 
     @property

@@ -98,7 +98,7 @@ def _curve(layer: nn.Module) -> tuple[Curve, Curve, Points] | None:
             return [point, -point]
 
         return torch.tanh, lambda v: 4 * torch.sigmoid(2 * v) * torch.sigmoid(-2 * v), where_tanh
-    if type(layer) is nn.ELU and layer.alpha <= 1:
+    if type(layer) is nn.ELU and 0 < layer.alpha <= 1:
         share = layer.alpha
 
         def elu(v: Tensor) -> Tensor:  # never in place
@@ -163,7 +163,9 @@ def log_var_minimum(scale: Tensor, sign: float, slope: Tensor, log_var: Interval
     half, constant = sign * scale.detach() / 2, 1 - 2 * sign * slope.detach()
     root = (half.square() + constant).clamp(min=0).sqrt()
     tiny = torch.finfo(root.dtype).tiny
-    turning = [2 * torch.log((half + step).clamp(min=tiny)) for step in (root, -root)]
+    farther = half + torch.copysign(root, half)
+    nearer = -constant / farther  # the product of both roots is known: no difference of near numbers
+    turning = [2 * torch.log(point.nan_to_num(0).clamp(min=tiny)) for point in (farther, nearer)]
     values = [
         scale * torch.exp(v / 2) + sign * negative_kl_of_log_var(v) - slope * v
         for v in (*log_var, *(point.clamp(*log_var) for point in turning))

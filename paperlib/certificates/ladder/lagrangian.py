@@ -48,7 +48,8 @@ class Lagrangian(Method):
 
     Args:
         steps: of the search for multipliers; no number of steps is looser than none.
-        time_limit: seconds for a batch, or None. When they have passed, the best bounds so far are returned.
+        time_limit: seconds of this search for a batch, half of them for each end of `bounds`, or None. When they have
+            passed, the best bounds so far are returned. The boxes before it are not timed.
 
     Raises ValueError for a negative number of steps, or a `time_limit` that is not positive.
     """
@@ -73,7 +74,10 @@ class Lagrangian(Method):
     ) -> Interval:
         problem, relaxed = self._relax(vae, x, ball, noise, target, sound)
         half = None if self.time_limit is None else self.time_limit / 2
-        return Interval(self._lower(problem, relaxed, half), self._upper(problem, relaxed, half))
+        lower, upper = (bound(relaxed, self.steps, half) for bound in (lagrangian_lower, lagrangian_upper))
+        interval = Interval(elbo_lower(relaxed.vae, relaxed.bounds), elbo_upper(relaxed.vae, relaxed.bounds))
+        dual = Interval(lower - slack(lower, interval.lower), upper + slack(upper, interval.upper))
+        return dual.intersect(interval).intersect(problem.interval_elbo)
 
     def lower(
         self,
@@ -84,7 +88,10 @@ class Lagrangian(Method):
         target: Target = "perturbed",
         sound: bool = False,
     ) -> Tensor:
-        return self._lower(*self._relax(vae, x, ball, noise, target, sound), self.time_limit)
+        problem, relaxed = self._relax(vae, x, ball, noise, target, sound)
+        dual = lagrangian_lower(relaxed, self.steps, self.time_limit)
+        interval = elbo_lower(relaxed.vae, relaxed.bounds)
+        return torch.fmax(torch.fmax(dual - slack(dual, interval), interval), problem.interval_elbo.lower)
 
     def memory(self, vae: VAE, layer_sizes: Sequence[int]) -> MemoryUse:
         return Crown().memory(vae, layer_sizes)
@@ -96,16 +103,6 @@ class Lagrangian(Method):
             raise ValueError("the Lagrangian dual holds in real arithmetic: with sound=True use another method")
         problem = Problem.checked(vae, x, ball, noise, target, sound)
         return problem, Crown().relax(problem)
-
-    def _lower(self, problem: Problem, relaxed: RelaxedVAE, time_limit: float | None) -> Tensor:
-        dual = lagrangian_lower(relaxed, self.steps, time_limit)
-        interval = elbo_lower(relaxed.vae, relaxed.bounds)
-        return torch.fmax(dual - slack(dual, interval), torch.fmax(interval, problem.interval_elbo.lower))
-
-    def _upper(self, problem: Problem, relaxed: RelaxedVAE, time_limit: float | None) -> Tensor:
-        dual = lagrangian_upper(relaxed, self.steps, time_limit)
-        interval = elbo_upper(relaxed.vae, relaxed.bounds)
-        return torch.fmin(dual + slack(dual, interval), torch.fmin(interval, problem.interval_elbo.upper))
 
 
 METHODS["lagrangian"] = Lagrangian()

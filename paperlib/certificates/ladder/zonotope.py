@@ -38,8 +38,9 @@ class DeepZ(TrainableMethod):
 
     Never looser than `IBP`. It is the bound of a backward pass whose lines are parallel, over its own boxes. The lower
     lines of `Crown` need not be parallel, its boxes are others, and neither of the two is always the tighter one.
-    Differentiable in the parameters. Real arithmetic only. Regions with a zonotope of their own, such as boxes and
-    those of a `LinearSet`, begin with it; the inputs of others are their own symbols.
+    Differentiable in the parameters, but that the point where a tangent of a sigmoid or tanh touches counts as a
+    constant. Real arithmetic only: raises ValueError for `sound`. Regions with a zonotope of their own, such as boxes
+    and those of a `LinearSet`, begin with it; the inputs of others are their own symbols.
     """
 
     @property
@@ -101,7 +102,7 @@ class HybridZonotope(DeepZ):
     """Zonotopes whose symbols stay those of the input: what a nonlinear layer adds is an independent error of each
     unit. A little cheaper than `DeepZ`, and looser.
 
-    Never looser than `IBP`. Differentiable in the parameters. Real arithmetic only. Regions as for `DeepZ`.
+    Never looser than `IBP`. Differentiable, in real arithmetic only, and for the same regions as `DeepZ`.
 
     Args:
         relu: the rule for ReLU layers, see `relu_lines`; other layers have DeepZ's.

@@ -113,9 +113,7 @@ def test_all_boxes_together_hold_as_often_as_is_said() -> None:
 @torch.no_grad()
 @EACH_TARGET
 @pytest.mark.parametrize("case", ["deep", "conv", "smooth"])
-def test_a_bound_of_high_confidence_holds_and_lies_between_intervals_and_the_dual_network(
-    case: str, target: str
-) -> None:
+def test_a_bound_of_high_confidence_holds_and_is_no_looser_than_intervals(case: str, target: str) -> None:
     vae, x, noise = audit_case(case, "gaussian")
     values = values_at(vae, hard_points(vae, x, 0.1, noise, target), x, noise, target)
     probable = random_projection_bound(vae, x, BALL, noise, 101, 1 - 1e-9, torch.Generator().manual_seed(0), target)
