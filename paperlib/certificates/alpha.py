@@ -49,7 +49,7 @@ def optimize_alpha(
         with torch.enable_grad():
             value = lower_bound(select_alpha)
             gradients = torch.autograd.grad(value.sum(), parameters)
-        best = torch.maximum(best, value.detach())
+        best = torch.fmax(best, value.detach())  # a NaN bounds nothing
         for alpha, gradient in zip(parameters, gradients, strict=True):
             alpha.grad = gradient
         optimizer.step()
@@ -57,4 +57,4 @@ def optimize_alpha(
             for alpha in parameters:
                 alpha.clamp_(0, 1)
     with torch.no_grad():
-        return torch.maximum(best, lower_bound(select_alpha))
+        return torch.fmax(best, lower_bound(select_alpha))
