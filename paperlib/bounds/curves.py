@@ -40,11 +40,12 @@ def sigmoidal(function: Curve, derivative: Curve, box: Interval) -> LinearRelaxa
     Where the function is convex up to 0 and concave from there, the lower line is a tangent at a point of the convex
     part, or a line through the lower end; the upper one likewise from the other side. The initial lines are CROWN's
     (Zhang et al. 2018): the tangent through the other end, the chord, or over a convex part the tangent at its middle.
-    The first ones (alpha 0) have the least slope of the box (Singh et al. 2018, "Fast and effective robustness
-    certification").
+    Of the first ones (alpha 0) at least one has the least slope of the box, which lies at one of its ends: that of
+    both parallel lines of Singh et al. 2018, "Fast and effective robustness certification".
 
     Args:
-        derivative: at 0 its peak, if it jumps there.
+        derivative: even where it jumps at 0, its value there is its peak. A function that bends elsewhere is not meant,
+            such as a shifted sigmoid: its lines would cross it.
     """
     lower = _sigmoidal_below(function, derivative, box)
     # above it is what its image under v -> -v is below:  f(v) = -g(-v)  with  g(v) = -f(-v)

@@ -97,6 +97,10 @@ def _search(vae: VAE, x: Tensor, ball: PerturbationSet, noise: Tensor, target: T
     return Search(vae, region, noise, targets)
 
 
+def _seconds(time_limit: float | None) -> float:
+    return math.inf if time_limit is None else time_limit
+
+
 def exact_bounds(
     vae: VAE, box: Interval, noise: Tensor, target: Interval, tol: float, time_limit: float | None = None
 ) -> Interval:
@@ -148,7 +152,7 @@ class Search:
 
     def lower(self, tol: float, time_limit: float | None) -> Tensor:
         """The lower end alone."""
-        return minimum(self._value, self._below, self._coordinates, tol, time_limit or math.inf)
+        return minimum(self._value, self._below, self._coordinates, tol, _seconds(time_limit))
 
     def upper(self, tol: float, time_limit: float | None) -> Tensor:
         """The upper end alone."""
@@ -156,7 +160,7 @@ class Search:
         def negated(function: Callable[[Any, Tensor], Tensor]) -> Callable[[Any, Tensor], Tensor]:
             return lambda of, example: -function(of, example)
 
-        return -minimum(negated(self._value), negated(self._above), self._coordinates, tol, time_limit or math.inf)
+        return -minimum(negated(self._value), negated(self._above), self._coordinates, tol, _seconds(time_limit))
 
     @property
     def _coordinates(self) -> Interval:

@@ -29,10 +29,10 @@ class InputTerm:
             factors: [batch, units, rows].
         """
         rows, x = self.coefficients.flatten(2).transpose(0, 1), self.region.x.flatten(1)
-        ends = []
+        ends = factors.new_empty(2, *factors.shape[:2])
         for example, (own_factors, own_rows) in enumerate(zip(factors, rows, strict=True)):  # at once: too much memory
             unit_rows = own_factors @ own_rows
             region = self.region[example : example + 1]
             change = region.change(unit_rows.unflatten(1, region.x.shape[1:]))
-            ends.append(torch.cat([*change]) + unit_rows @ x[example])
-        return Interval(*torch.stack(ends, 1))
+            ends[:, example] = torch.cat([*change]) + unit_rows @ x[example]
+        return Interval(*ends)

@@ -91,9 +91,9 @@ def bound_units(
     wanted = torch.ones_like(low, dtype=torch.bool)
     if isinstance(relaxation, LinearRelaxation) and relaxation.selection is None:
         wanted = _bends(relaxation, box).flatten(1)
-    count = int(wanted.sum(1).max())
-    if count == 0:
+    if not wanted.any():
         return box
+    count = int(wanted.sum(1).max())
     # for each example its own units; those with fewer get some that do not need it, whose results are not used
     units = wanted.byte().argsort(dim=1, descending=True, stable=True)[:, :count]
     lower, upper = torch.full_like(low, -torch.inf), torch.full_like(high, torch.inf)

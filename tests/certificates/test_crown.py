@@ -15,17 +15,22 @@ from paperlib import (
     CrownIBP,
     Gaussian,
     Interval,
+    L2Ball,
     LinfBall,
+    PatchSet,
     TrainConfig,
     conv_vae,
     elbo,
     elbo_bounds,
+    lighting,
     mlp_vae,
     pgd,
     train,
 )
+from paperlib.bounds.linear import AlphaRelaxation, AlphaSelector, LinearFunction
 from paperlib.bounds.scaling import Scaling
 from paperlib.certificates import refinement
+from paperlib.certificates.alpha import optimize_alpha
 from paperlib.certificates.backward import RelaxedVAE, linear_lower, linear_upper
 from paperlib.certificates.evaluation import ALLOWANCE
 from paperlib.certificates.intervals import IntervalBounds
@@ -33,7 +38,7 @@ from paperlib.certificates.method import Problem
 from paperlib.certificates.refinement import refine
 from paperlib.certificates.relaxed_layer import RelaxedLayer
 from paperlib.data.datasets import Dataset
-from paperlib.threats.perturbation import Region
+from paperlib.threats.perturbation import PerturbationSet, Region
 
 METHODS = [CrownIBP, Crown]
 NO_SHRINKING = [Phase.generate]  # the seed says it all, and an audit takes a while
@@ -212,6 +217,21 @@ def test_the_optimisation_of_alpha_ends_at_the_hand_worked_one() -> None:
     assert linear_upper(relaxed, alpha_steps=20).item() == pytest.approx(1 / 128 - constant, rel=1e-13)
 
 
+def test_steps_for_alpha_that_end_in_no_number_lose_nothing() -> None:
+    # The bound is alpha itself, and above 0.9 not a number. From 0.75 the first step leads there.
+    start, zero = torch.tensor([0.75]), torch.zeros(1)
+    family = AlphaRelaxation(LinearFunction(start, zero), start, lambda share: LinearFunction(share, zero))
+    met = []
+
+    def bound(select_alpha: AlphaSelector) -> Tensor:
+        slope = select_alpha(family).slope
+        met.append(slope + 0 * (0.9 - slope).sqrt())
+        return met[-1]
+
+    assert optimize_alpha(bound, steps=3).item() == 0.75
+    assert met[-1].isnan()
+
+
 # Networks of several hidden layers
 
 
@@ -264,6 +284,22 @@ def test_units_of_deep_networks_gain_from_passes_of_their_own_and_from_their_alp
     monkeypatch.setattr(refinement, "has_unit_passes", lambda relaxed: False)
     shared = elbo_bounds(vae, x, ball, noise, Crown())
     assert (by_unit.lower > shared.lower).all() and (by_unit.upper < shared.upper).all()
+
+
+@pytest.mark.parametrize(
+    "ball", [PatchSet(2, 2), L2Ball(0.3), lighting(0.1, 0.1)], ids=lambda ball: type(ball).__name__
+)
+def test_passes_of_units_reach_sets_that_are_no_box(ball: PerturbationSet) -> None:
+    vae, x, noise = deep(nn.Tanh, depth=2)
+    linear, box = (elbo_bounds(vae, x, each, noise, "crown") for each in (ball, LinfBall(1.0)))
+    points = [x, pgd(vae, x, ball, noise), pgd(vae, x, ball, noise, maximize=True)]
+    points += [ball.sample(x, torch.Generator().manual_seed(seed)) for seed in range(50)]
+    with torch.no_grad():
+        values = torch.stack([elbo(vae, point, noise) for point in points])
+    assert (linear.lower <= values + ROUNDING).all() and (values <= linear.upper + ROUNDING).all()
+    assert (linear.lower > box.lower).all() and (linear.upper < box.upper).all()
+    inside = elbo_bounds(vae, x, ball, noise, Crown(3))
+    assert (inside.lower >= linear.lower).all() and (inside.lower <= values + ROUNDING).all()
 
 
 def test_one_hidden_layer_is_bounded_as_before_without_passes_of_units(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -379,6 +415,13 @@ def test_examples_do_not_mix(case: str, method: type[CrownIBP], alpha_steps: int
     alone = [elbo_bounds(vae, x[i : i + 1], LinfBall(0.1), noise[i : i + 1], method(alpha_steps)) for i in range(5)]
     for k, end in enumerate(whole):
         torch.testing.assert_close(end, torch.cat([[*a][k] for a in alone]), rtol=ROUNDING, atol=ROUNDING)
+
+
+@pytest.mark.parametrize("ball", [LinfBall(0.1), L2Ball(0.1), PatchSet(2, 2)], ids=repr)
+def test_a_batch_of_no_examples_has_no_bounds_by_passes_of_units(ball: PerturbationSet) -> None:
+    vae, x, noise = deep(nn.ReLU, depth=2)
+    for steps in (0, 2):
+        assert elbo_bounds(vae, x[:0], ball, noise[:0], Crown(steps)).lower.shape == (0,)
 
 
 class Ends(nn.Module):

@@ -63,4 +63,4 @@ def _upper(decoder: nn.Module, latent: Interval, cost: OutputCost, steps: int) -
     center = decoder(latent.center)
     at_center = (chord.slope * center + chord.offset).sum().item()
     gradient = at_center + MomentProblem.of(objective, [], []).upper(steps)
-    return min(gradient, cost.upper(relaxed.output).item())  # the box of outputs alone may say more
+    return min(cost.upper(relaxed.output).item(), gradient)  # the box of outputs alone may say more, or a NaN nothing

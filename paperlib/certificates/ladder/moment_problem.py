@@ -12,6 +12,7 @@ semidefinite. It is accurate to a tolerance only, and the middle term pays for t
 gives.
 """
 
+import math
 import warnings
 from contextlib import suppress
 from dataclasses import dataclass
@@ -57,8 +58,10 @@ class MomentProblem:
 
     def upper(self, steps: int) -> float:
         """Never below the maximum, in real arithmetic, evaluated in float64: whatever the solver gives after at most so
-        many steps. Raises ModuleNotFoundError without cvxpy.
+        many steps; infinite where a matrix has overflowed. Raises ModuleNotFoundError without cvxpy.
         """
+        if not all(np.isfinite(part).all() for part in (self.objective, self.nonnegative, self.zero)):
+            return math.inf
         size = len(self.objective)
         eye = np.eye(size)
         one = np.outer(eye[0], eye[0])

@@ -41,6 +41,11 @@ def test_it_is_above_what_is_attained_and_not_above_intervals(latents: int) -> N
         assert (reached <= early + 1e-9).all()
 
 
+def test_where_numbers_overflow_the_bound_is_infinite() -> None:
+    decoder = nn.Sequential(linear([[1e200], [-1e200]]), nn.ReLU(), linear([[1e200, 1e200]]))
+    assert gradient_upper(decoder, cube(1), SquaredDistance(torch.zeros(1, 1).double())).item() == torch.inf
+
+
 def test_a_decoder_with_another_number_of_hidden_layers_is_refused() -> None:
     cost = SquaredDistance(torch.zeros(1, 3).double())
     with pytest.raises(UnsupportedLayerError, match=r"one ReLU, but .*: ReLU at 'decoder\.1', ReLU at 'decoder\.3'"):

@@ -1,5 +1,6 @@
 """Certified maxima of quadratic problems, whatever the solver gives."""
 
+import math
 import sys
 from dataclasses import replace
 
@@ -72,3 +73,7 @@ def test_a_missing_solver_is_named_with_the_way_to_install_it(monkeypatch: pytes
 def test_a_constant_is_its_own_maximum() -> None:
     zero = MomentProblem.of(np.zeros((3, 3)), [], [])
     assert zero.upper(STEPS) == pytest.approx(0, abs=1e-6)
+
+
+def test_numbers_that_overflow_are_bounded_by_infinity() -> None:
+    assert replace(TRIANGLE, objective=np.full((4, 4), np.inf)).upper(STEPS) == math.inf
