@@ -220,7 +220,7 @@ def test_steps_for_alpha_that_end_in_no_number_lose_nothing() -> None:
     # The bound is alpha itself, and above 0.9 not a number. From 0.75 the first step leads there.
     start, zero = torch.tensor([0.75]), torch.zeros(1)
     family = AlphaRelaxation(LinearFunction(start, zero), start, lambda share: LinearFunction(share, zero))
-    met = []
+    met: list[Tensor] = []
 
     def bound(select_alpha: AlphaSelector) -> Tensor:
         slope = select_alpha(family).slope
