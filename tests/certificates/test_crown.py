@@ -221,7 +221,7 @@ def test_steps_for_alpha_that_end_in_no_number_lose_nothing() -> None:
     # The bound is alpha itself, and above 0.9 not a number. From 0.75 the first step leads there.
     start, zero = torch.tensor([0.75]), torch.zeros(1)
     family = AlphaRelaxation(LinearFunction(start, zero), start, lambda share: LinearFunction(share, zero))
-    met = []
+    met: list[Tensor] = []
 
     def bound(select_alpha: AlphaSelector) -> Tensor:
         slope = select_alpha(family).slope
@@ -297,7 +297,7 @@ def test_passes_of_units_reach_sets_that_are_no_box(ball: PerturbationSet) -> No
     with torch.no_grad():
         values = torch.stack([elbo(vae, point, noise) for point in points])
     assert (linear.lower <= values + ROUNDING).all() and (values <= linear.upper + ROUNDING).all()
-    assert (linear.lower > box.lower).all() and (linear.upper < box.upper).all()
+    assert (linear.upper - linear.lower < 0.9 * (box.upper - box.lower)).all()
     inside = elbo_bounds(vae, x, ball, noise, Crown(3))
     assert (inside.lower >= linear.lower).all() and (inside.lower <= values + ROUNDING).all()
 
