@@ -26,8 +26,8 @@ OURS, NOTEBOOK_2, RECIPES = "ours", "notebook 2", "recipes"  # the groups
 SEEDS = {"paper": (0, 1, 2), "smoke": (0,)}  # of ours
 HEADLINE_SEEDS = (0,)  # of the models of notebook 2, which has trained these
 # What ours change in the recipe of notebook 6, for each kappa. Inputs are clipped with a margin above the radius.
-# With a smaller one a part of each black pixel's change is seen; where it is half the radius, the pixel's range bends in its
-# middle, where the slope of the linear bound jumps, and with it the certificate as a function of the radius.
+# With a smaller one a part of each black pixel's change is seen; where it is half the radius, the pixel's range bends
+# in its middle, where the slope of the linear bound jumps, and with it the certificate as a function of the radius.
 POINTS: Sequence[Mapping[str, Any]] = (
     {"kappa": 0.0, "eps": 0.098, "steps": 10_000, "lr": 3e-3, "input_clip": 0.11},
     {"kappa": 0.5, "eps": 0.1, "steps": 10_000, "lr": 3e-3, "input_clip": 0.11},
