@@ -119,7 +119,7 @@ def _identity(values: Tensor) -> Tensor:
 
 def _each_unit(symbols: Symbols, values: Tensor) -> Term:
     """The units of values [batch, *shape] as the symbols themselves."""
-    return Term(symbols, _identity(values), units=torch.arange(values[0].numel(), device=values.device))
+    return Term(symbols, _identity(values), units=torch.arange(math.prod(values.shape[1:]), device=values.device))
 
 
 def _halves(term: Term) -> tuple[Term, ...]:
