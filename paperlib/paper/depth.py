@@ -152,7 +152,8 @@ def _rows_of(cell: tuple[str, str, float], train: Tensor, test: Tensor, size: Si
     attacked = elbo(vae, pgd(vae, x, ball, noise, steps=size.attack_steps), noise).mean().item()
     about = {"part": part, "network": network, "eps": eps, "clean": elbo(vae, x, noise).mean().item()}
     compared = methods(size.alpha_steps)
-    if max(layer.out_features for layer in vae.encoder.children() if isinstance(layer, nn.Linear)) > WIDEST_ALPHA:
+    *hidden, _ = (layer.out_features for layer in vae.encoder.children() if isinstance(layer, nn.Linear))
+    if max(hidden, default=0) > WIDEST_ALPHA:
         del compared["crown, alpha"]
     timed = _timed(vae, x, ball, noise, compared)
     return pd.DataFrame([{**about, "attacked": attacked, **row} for row in timed])
