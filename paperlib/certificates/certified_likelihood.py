@@ -8,6 +8,7 @@ exp(C) is not negative, so that a confidence bound of its mean needs no floor: n
 x'; the more groups, the less is lost to chance.
 """
 
+import math
 from dataclasses import dataclass
 
 import pandas as pd
@@ -110,7 +111,9 @@ def log_confidence_bound(logs: Tensor, confidence: float) -> Tensor:
     """With probability at least `confidence` at most  log E[exp(log)]  of the distribution that made the independent
     logs [samples, batch], for each column; of which nothing else is assumed.
     """
-    # the bound of a mean scales with its draws, so that the largest may be taken out of all
+    # What overflowed to a NaN is not known to have any weight. The bound of a mean scales with its draws, so that the
+    # largest may be taken out of all.
+    logs = logs.nan_to_num(-math.inf, math.inf, -math.inf)
     largest = logs.amax(0)
     scaled = (logs - largest).exp()
     return largest + lower_confidence_bound(scaled, torch.zeros_like(largest), confidence).log()

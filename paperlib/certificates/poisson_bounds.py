@@ -61,7 +61,8 @@ def _inverse_digamma(value: Tensor) -> Tensor:
 
     By Newton's method, which from below meets a concave function in one step at most from above and then from below.
     """
-    v = value.double().clamp(max=700).exp() + 0.5  # above by at most 0.06 (Minka 2000, "Estimating a Dirichlet")
+    dtype, value = value.dtype, value.double().clamp(max=700)  # whose v is above any count
+    v = value.exp() + 0.5  # above by at most 0.06 (Minka 2000, "Estimating a Dirichlet")
     for _ in range(5):
         v = (v - (torch.digamma(v) - value) / torch.polygamma(1, v)).clamp(min=1)
-    return v.to(value.dtype)
+    return v.to(dtype)

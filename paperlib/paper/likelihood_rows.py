@@ -136,7 +136,8 @@ def _met(one: ModelAtRadius, sizes: LikelihoodSizes) -> Tensor:
         lambda at: log_mean_exp(log_likelihoods(vae, z, at) + ratio), x, ball, x, steps=sizes.attack_steps
     )
     at = ModelAtRadius(one.name, ball.scaled(0.0), one.vae, worst)
-    return torch.from_numpy(_certified(at, worst, max(DRAWS), sizes.groups, FittedProposal())["mean"].to_numpy())
+    rows = _certified(at, worst, max(DRAWS), sizes.groups, FittedProposal())
+    return torch.from_numpy(rows["mean"].to_numpy(copy=True))  # which would not be writable
 
 
 def _certified(one: ModelAtRadius, x: Tensor, draws: int, samples: int, proposal: Proposal) -> pd.DataFrame:

@@ -200,6 +200,15 @@ def test_a_log_confidence_bound_does_not_depend_on_the_scale() -> None:
     assert (bound < log_mean_exp(logs)).all()
 
 
+def test_a_draw_that_overflowed_has_no_weight() -> None:
+    logs = torch.randn(30, 2).double()
+    logs[4] = torch.tensor([math.nan, -math.inf])
+    bound = log_confidence_bound(logs, 0.9)
+    assert bound.isfinite().all()
+    assert torch.equal(bound[0], log_confidence_bound(logs.nan_to_num(-math.inf, neginf=-math.inf), 0.9)[0])
+    assert log_confidence_bound(torch.full((30, 1), math.nan).double(), 0.9).item() == -math.inf
+
+
 @pytest.mark.parametrize("batch_size", [1, 11])
 def test_any_batch_size_covers_all_examples(batch_size: int) -> None:
     rows, whole = rows_of(batch_size=batch_size), rows_of()

@@ -255,6 +255,11 @@ def test_the_expected_elbo_is_certified(name: str) -> None:
             assert (fall <= slope * abs(far) + curvature * far**2 / 2 + ROUNDING * (1 + abs(far))).all()
 
 
+def test_a_rate_beyond_all_numbers_is_no_nan() -> None:
+    range_ = bounds_of(Poisson()).bounds(box_of(720, 800), box_of(0, 16))
+    assert range_.lower.item() == range_.upper.item() == -math.inf
+
+
 def test_no_quadratic_bounds_the_fall_of_a_poisson() -> None:
     vae, x, _ = audit_case("mlp", "poisson")
     with pytest.raises(NotImplementedError, match="PoissonBounds has no decrease_bound, which certify_expected"):

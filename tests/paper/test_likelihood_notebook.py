@@ -96,4 +96,5 @@ def test_the_figure_leaves_out_what_is_far_below() -> None:
     figure = plots.by_draws(pd.DataFrame(ROWS), "caption")
     first, last = figure.axes
     assert len(first.lines) == len(last.lines) - 1
+    assert last.get_title() == "proVAE $\\kappa=0.5$\non CROWN-IBP"
     plt.close(figure)
