@@ -1,7 +1,7 @@
 """The experiment of notebook 12: clean against certified ELBO of models that are trained longer and by other recipes.
 
-Three groups of models: ours and those of notebook 2, with several seeds, and a comparison of recipes at equal steps,
-each a change of the one of notebook 6. They were chosen by held-out training images, but for the steps at kappa 0.5.
+Three groups of models: ours, with several seeds, those of notebook 2, and a comparison of recipes at equal steps, each
+a change of the one of notebook 6. They were chosen by held-out training images.
 """
 
 from collections.abc import Mapping, Sequence

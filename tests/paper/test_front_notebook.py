@@ -35,17 +35,14 @@ def test_each_recipe_is_one_change_of_notebook_6_at_equal_steps() -> None:
     assert {"init", "kappa_start", "averaging"} < LATER_FIELDS.keys() & set().union(*front.CHANGES.values())
 
 
-def test_ours_and_those_of_notebook_2_have_three_seeds_and_the_networks_of_notebook_2() -> None:
+def test_ours_have_three_seeds_and_the_networks_of_notebook_2_whose_models_are_beside_them() -> None:
     groups = grouped("mnist", "long")
-    for models in (groups[front.OURS], groups[front.NOTEBOOK_2]):
-        points = {(m.recipe, m.config.kappa) for m in models}
-        assert len(models) == 3 * len(points)
-        assert {m.config.seed for m in models} == {0, 1, 2}
-        assert {m.config.hidden for m in models} == {(512,)}
-    assert {m.config.kappa for m in groups[front.OURS]} == {0.0, 0.5}
-    assert {m.config for m in groups[front.NOTEBOOK_2] if m.config.seed == 0} == set(
-        digit_models("mnist", "paper").values()
-    )
+    ours = [m.config for m in groups[front.OURS]]
+    assert [(config.kappa, config.seed) for config in ours] == [
+        (kappa, seed) for kappa in (0, 0.5) for seed in range(3)
+    ]
+    assert {config.hidden for config in ours} == {(512,)}
+    assert {m.config for m in groups[front.NOTEBOOK_2]} == set(digit_models("mnist", "paper").values())
 
 
 @pytest.mark.parametrize(("dataset", "profile"), [("mnist", "long"), ("mnist5k", "smoke")])
