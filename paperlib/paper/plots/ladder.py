@@ -84,25 +84,27 @@ def branching(rows: pd.DataFrame, caption: str) -> Figure:
     return finish(figure, caption)
 
 
+DEPTH_LABELS = {"ibp": "intervals", "crown-ibp": "CROWN-IBP", "crown": "CROWN", "crown, alpha": "alpha-CROWN"}
+
+
 def depth(rows: pd.DataFrame, caption: str) -> Figure:
-    """On the left how far the bounds of plain networks stay below the attack; then distance and time against the number
-    of hidden layers, and time against their width.
+    """How far the bounds of plain networks stay below the attack; then distance and time against the number of hidden
+    layers, and time against their width.
     """
+    rows = rows.assign(gap=rows["attacked"] - rows["certified"], method=rows["method"].map(DEPTH_LABELS))
     marks = looks(list(rows["method"].unique()))
-    rows = rows.assign(gap=rows["attacked"] - rows["certified"])
     grid, cost = (rows[rows["part"] == part] for part in ("grid", "cost"))
     depths, widths = (cost["network"].str.split("x").str[place].astype(int) for place in (0, 1))
     deep, wide = (
         cost[fixed == fixed.mode()[0]].assign(size=free) for fixed, free in ((widths, depths), (depths, widths))
     )
-    figure, axes = panels(2, 2, height=4.4)
-    cells = [
-        f"{network}, {eps:g}" for network, eps in grid[["network", "eps"]].drop_duplicates().itertuples(index=False)
-    ]
-    for method, part in grid.groupby("method", sort=False):
-        axes[0].plot(range(len(cells)), part["gap"], **marks[str(method)])
+    figure, axes = panels(2, 2, height=4.6)
+    cells = [f"{network}, {eps:g}" for network, eps in dict.fromkeys(zip(grid["network"], grid["eps"], strict=True))]
+    for number, (method, part) in enumerate(grid.groupby("method", sort=False)):
+        beside = 0.2 * (number - 1.5)  # or equal values would hide each other
+        axes[0].plot([place + beside for place in range(len(cells))], part["gap"], **marks[str(method)])
     axes[0].set_xticks(range(len(cells)), cells, rotation=35, ha="right")
-    axes[0].set(yscale="log", ylabel=Axis.GAP, title="network, radius")
+    axes[0].set(yscale="log", ylabel=Axis.GAP, title="hidden layers of each half, radius")
     panels_of_cost = (
         (deep, "gap", Axis.DEPTH, Axis.GAP),
         (deep, "ms", Axis.DEPTH, Axis.MILLISECONDS),
@@ -113,5 +115,9 @@ def depth(rows: pd.DataFrame, caption: str) -> Figure:
             axis.plot(line["size"], line[column], **{**marks[str(method)], "ls": "-"})
         axis.set(yscale="log", xlabel=across, ylabel=up)
     axes[3].set_xscale("log")
+    for axis, part in zip(axes[1:], (deep, deep, wide), strict=True):
+        sizes = sorted(part["size"].unique())
+        axis.set_xticks(sizes, [f"{size:,}" for size in sizes], minor=False)
+        axis.tick_params(axis="x", which="minor", bottom=False, labelbottom=False)
     legend_above(figure, axes[0])
     return finish(figure, caption)
