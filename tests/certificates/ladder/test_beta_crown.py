@@ -198,7 +198,7 @@ def test_with_time_both_ends_are_those_of_exact(likelihood: Callable[[], Likelih
     assert (lower <= exact.lower + 1e-4).all() and (upper >= exact.upper - 1e-4).all()
 
 
-@pytest.mark.parametrize("ball", [L2Ball(0.3), lighting(0.2)], ids=repr)
+@pytest.mark.parametrize("ball", [L2Ball(0.3), lighting(0.2)], ids=["l2", "lighting"])
 @EACH_TARGET
 def test_other_sets_are_enclosed(ball: PerturbationSet, target: str) -> None:
     vae, x, noise = bent_vae(Bernoulli(), 3), torch.rand(2, 3).double(), torch.randn(2, 2).double()
