@@ -1,5 +1,6 @@
 """Figures of notebook 10: tightness against time for every bound, small decoders, and depth."""
 
+from collections.abc import Sequence
 from itertools import product
 from typing import Any
 
@@ -23,18 +24,23 @@ def looks(names: list[str]) -> dict[str, dict[str, Any]]:
     }
 
 
+def hollow(marks: dict[str, dict[str, Any]], names: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """The marks, with those of these names hollow: they may lie on another bound's."""
+    return {name: {**mark, **HOLLOW} if name in names else mark for name, mark in marks.items()}
+
+
 def ladder(means: pd.DataFrame, caption: str) -> Figure:
     """A panel for each model: how far each bound stays below the attack, against its time for an image. Hollow: a bound
     that holds with a probability alone.
     """
     models = list(means["model"].unique())
-    marks = looks(list(means["rung"].unique()))
+    probable = list(means.loc[means["confidence"] < 1, "rung"])
+    marks = hollow(looks(list(means["rung"].unique())), probable)
     figure, axes = panels((len(models) + 1) // 2, 2, height=2.0 * ((len(models) + 1) // 2) + 0.9)
     for axis, model in zip(axes, models, strict=False):
         part = means[means["model"] == model]
         for row in part.to_dict("records"):
-            hollow = HOLLOW if row["confidence"] < 1 else {}
-            axis.plot([row["ms"]], [row["gap"]], **{**marks[row["rung"]], **hollow})
+            axis.plot([row["ms"]], [row["gap"]], **marks[row["rung"]])
         axis.set(xscale="log", yscale="log", xlabel=Axis.MILLISECONDS, ylabel=Axis.GAP)
         axis.set_title(f"{model}, $\\epsilon={part['eps'].iloc[0]:g}$")
         axis.margins(0.12)
@@ -50,7 +56,7 @@ def decoders(rows: pd.DataFrame, least: float, caption: str) -> Figure:
     """
     quantities = {"squared distance": Axis.OVER_DISTANCE, "log-likelihood": Axis.UNDER_LIKELIHOOD}
     names = [name for name in rows["method"].unique() if name != "exact"]
-    marks = looks(names)
+    marks = hollow(looks(names), ("linear", "semidefinite, products"))
     sizes = list(rows["decoder"].unique())
     figure, axes = panels(2, len(sizes), height=4.2)
     for axis, (quantity, size) in zip(axes, product(quantities, sizes), strict=True):
@@ -92,7 +98,7 @@ def depth(rows: pd.DataFrame, caption: str) -> Figure:
     layers, and time against their width.
     """
     rows = rows.assign(gap=rows["attacked"] - rows["certified"], method=rows["method"].map(DEPTH_LABELS))
-    marks = looks(list(rows["method"].unique()))
+    marks = hollow(looks(list(rows["method"].unique())), ("CROWN-IBP", "alpha-CROWN"))
     grid, cost = (rows[rows["part"] == part] for part in ("grid", "cost"))
     depths, widths = (cost["network"].str.split("x").str[place].astype(int) for place in (0, 1))
     deep, wide = (
