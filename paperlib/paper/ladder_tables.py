@@ -11,9 +11,13 @@ def ladder_table(means: pd.DataFrame) -> pd.DataFrame:
     table: dict[str, dict[str, str]] = {}
     for row in means.to_dict("records"):
         held = "" if row["confidence"] == 1 else ", no certificate"
-        cell = f"{rounded_up(row['gap'])} ({row['ms']:.3g} ms{held})"
+        cell = f"{rounded_up(row['gap'])} ({_milliseconds(row['ms'])}{held})"
         table.setdefault(row["rung"], {})[f"{row['model']}, radius {row['eps']:g}"] = cell
     return pd.DataFrame({"bound": rung, **cells} for rung, cells in table.items())
+
+
+def _milliseconds(value: float) -> str:
+    return f"{value:.1f} ms" if value < 10 else f"{value:,.0f} ms"
 
 
 def branching_sentence(rows: pd.DataFrame) -> str:
@@ -57,5 +61,5 @@ def depth_table(rows: pd.DataFrame) -> pd.DataFrame:
     table: dict[tuple[str, float], dict[str, str]] = {}
     for row in rows[rows["part"] == "grid"].to_dict("records"):
         line = table.setdefault((row["network"], row["eps"]), {"attacked": f"{row['attacked']:.1f}"})
-        line[row["method"]] = f"{rounded_down(row['certified'])} ({row['ms']:.3g} ms)"
+        line[row["method"]] = f"{rounded_down(row['certified'])} ({_milliseconds(row['ms'])})"
     return pd.DataFrame({"network": network, "radius": f"{eps:g}", **cells} for (network, eps), cells in table.items())

@@ -53,7 +53,7 @@ def test_means_are_distances_from_the_attack_and_tables_round_them_up() -> None:
     means = ladder.ladder_means(rows)
     assert means["gap"].tolist() == pytest.approx([15.005, 1.0])
     table = ladder_tables.ladder_table(means)
-    assert table["VAE, radius 0.1"].tolist() == ["15.1 (2 ms)", "1.0 (7 ms, no certificate)"]
+    assert table["VAE, radius 0.1"].tolist() == ["15.1 (2.0 ms)", "1.0 (7.0 ms, no certificate)"]
 
 
 def test_the_search_begins_no_lower_than_where_single_units_end_and_time_never_hurts(small: VAE, test: Dataset) -> None:
