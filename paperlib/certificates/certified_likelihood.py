@@ -111,7 +111,7 @@ def log_confidence_bound(logs: Tensor, confidence: float) -> Tensor:
     """With probability at least `confidence` at most  log E[exp(log)]  of the distribution that made the independent
     logs [samples, batch], for each column; of which nothing else is assumed.
     """
-    # What overflowed to a NaN is not known to have any weight. The bound of a mean scales with its draws, so that the
+    # What overflowed to a NaN may have no weight at all. The bound of a mean scales with its draws, so that the
     # largest may be taken out of all.
     logs = logs.nan_to_num(-math.inf, math.inf, -math.inf)
     largest = logs.amax(0)

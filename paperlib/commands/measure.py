@@ -200,6 +200,20 @@ class Attack(Measure):
             say(f"picture in {self.picture}")
 
 
+MethodWord = Literal[
+    "ibp",
+    "crown-ibp",
+    "crown",
+    "exact",
+    "best",
+    "zonotope",
+    "hybrid-zonotope",
+    "dual-network",
+    "lagrangian",
+    "beta-crown",
+]
+
+
 @dataclass(frozen=True)
 class Certify(Measure):
     """Certify a model: rows with a lower bound of the ELBO over all perturbations of each test image.
@@ -208,7 +222,7 @@ class Certify(Measure):
     rows sooner.
     """
 
-    method: Literal["ibp", "crown-ibp", "crown", "exact", "best", "dual-network", "lagrangian"] = "ibp"
+    method: MethodWord = "ibp"
     """Method of the bound: ibp is the fastest, crown-ibp and crown are tighter, exact is for inputs of at most 3
     numbers, best is the tightest within a budget; the others are those of notebook 10."""
     alpha_steps: int | None = None

@@ -164,7 +164,7 @@ def log_var_minimum(scale: Tensor, sign: float, slope: Tensor, log_var: Interval
     root = (half.square() + constant).clamp(min=0).sqrt()
     tiny = torch.finfo(root.dtype).tiny
     farther = half + torch.copysign(root, half)
-    nearer = -constant / farther  # the product of both roots is known: no difference of near numbers
+    nearer = -constant / farther  # from the product of both roots: no difference of near numbers
     turning = [2 * torch.log(point.nan_to_num(0).clamp(min=tiny)) for point in (farther, nearer)]
     values = [
         scale * torch.exp(v / 2) + sign * negative_kl_of_log_var(v) - slope * v
