@@ -32,7 +32,7 @@ _LITERALS = [
     for source in _SOURCES
     for words in re.findall(r"Literal\[(.*?)\]", source.read_text(encoding="utf-8"), re.DOTALL)
 ]
-_WORDS = FrozenDict({Literal[ast.literal_eval(f"({words},)")]: str for words in _LITERALS})
+_WORDS = FrozenDict({Literal[tuple(ast.literal_eval(f"[{words}]"))]: str for words in _LITERALS})
 beartype_package(
     "paperlib", conf=BeartypeConf(hint_overrides=_WORDS, is_pep484_tower=True)
 )  # before the first import of paperlib
