@@ -127,7 +127,7 @@ def _zonotope_box(layers: Sequence[RelaxedLayer], region: Region, layer: Relaxed
     lower, upper = (torch.full_like(end, bound) for end, bound in zip(layer.box, (-torch.inf, torch.inf), strict=True))
     wanted = _varies(layer).flatten(1).any(0).nonzero()[:, 0]
     for units in wanted.split(ROWS):
-        rows = F.one_hot(units, lower[0].numel()).to(lower).view(-1, 1, *lower.shape[1:])
+        rows = F.one_hot(units, lower.shape[1:].numel()).to(lower).view(-1, 1, *lower.shape[1:])
         box = _backward_zonotope(layers, region, rows.expand(-1, *lower.shape)).box
         lower.flatten(1)[:, units], upper.flatten(1)[:, units] = box
     return layer.box.intersect(Interval(lower, upper))

@@ -36,7 +36,9 @@ def floats(count: int = 200_000) -> Tensor:
 FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "exp": torch.exp,
     "expm1": torch.expm1,
+    "log": lambda v: torch.log(v.abs()),
     "log1p": lambda v: torch.log1p(v.abs()),
+    "lgamma": lambda v: torch.lgamma(v.abs().clamp(min=3)),  # it has zeros at 1 and 2, near which no error is relative
     "tanh": torch.tanh,
     "rsqrt": lambda v: torch.rsqrt(v.abs()),
     "sigmoid": torch.sigmoid,

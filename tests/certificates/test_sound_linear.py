@@ -119,8 +119,9 @@ def test_no_deployed_value_is_outside_by_any_method(name: str, likelihood: str, 
             assert (sound.lower >= looser.lower).all() and (sound.upper <= looser.upper).all(), "looser than intervals"
 
 
+# Without steps for alpha: two searches that differ by a rounding end at different slopes, and in no order.
 @EACH_LIKELIHOOD
-@EACH_METHOD
+@pytest.mark.parametrize("method", [IBP(), CrownIBP(), Crown()], ids=repr)
 @pytest.mark.parametrize("name", NETWORKS)
 def test_sound_bounds_are_a_little_looser_than_plain_ones(name: str, method: Method, likelihood: str) -> None:
     vae, x, noise = network(name, likelihood)

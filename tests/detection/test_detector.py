@@ -253,7 +253,7 @@ def test_new_rows_need_the_same_columns() -> None:
         ({"eps": -0.1}, "eps must be finite and not negative"),
         ({"eps": [0.1, 0.1]}, "eps must be one number or 3"),
         ({"kappa": 2.0}, r"TrainConfig\.kappa is out of range"),
-        ({"likelihood": "poisson"}, r"TrainConfig\.likelihood is out of range"),
+        ({"likelihood": "laplace"}, r"TrainConfig\.likelihood is out of range"),
         ({"outlier_weight": -1.0}, "outlier_weight must not be negative"),
         ({"draws": -1}, "draws must not be negative"),
     ],

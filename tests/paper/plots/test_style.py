@@ -134,7 +134,7 @@ def test_each_axis_with_numbers_says_what_it_shows_in_the_one_wording_of_its_qua
 def test_each_wording_has_a_unit_or_is_a_dimensionless_quantity() -> None:
     with_unit = [word for word in Axis if word not in DIMENSIONLESS]
     assert all(
-        re.search(r"\((.*, )?(nats|pixels in \[0, 1\]|ms|per cent|units of .*)[,)]|^nats per", word)
+        re.search(r"\((.*, )?(nats|pixels in \[0, 1\]|pixels²|ms|s|per cent|units of .*)[,)]|^nats per", word)
         for word in with_unit
     )
 
