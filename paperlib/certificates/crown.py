@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from paperlib.bounds.box import Interval
 from paperlib.certificates.backward import RelaxedVAE, linear_lower, linear_upper
@@ -125,13 +125,21 @@ class Crown(CrownIBP):
         return lower
 
     def memory(self, vae: VAE, layer_sizes: Sequence[int]) -> MemoryUse:
-        # the alphas of a part of a layer's units, their gradients, Adam's moments and the graph
-        copies = 6 if self.alpha_steps else 1
+        # passes of units hold two functions of a part of a layer's units; with alphas these, their gradients, Adam's
+        # moments and the graph
+        rows = 5 * ROWS * (6 if self.alpha_steps else 1) if _is_deep(vae) else ROWS
         return MemoryUse(
-            per_image=2 * max(ROWS, vae.latent_dim) * sum(layer_sizes) * copies,
+            per_image=max(rows, 2 * vae.latent_dim) * sum(layer_sizes),
             fixed=max(layer_sizes) * sum(layer_sizes) // 2,
             largest_batch=100,
         )
+
+
+def _is_deep(vae: VAE) -> bool:
+    """Whether a half has several layers that may not be affine: units then have passes of their own."""
+    affine = (nn.Linear, nn.Conv2d, nn.ConvTranspose2d, nn.Flatten, nn.Unflatten, nn.Identity)
+    leaves = ([m for m in half.modules() if not list(m.children())] for half in (vae.encoder, vae.decoder))
+    return any(sum(not isinstance(layer, affine) for layer in layers) > 1 for layers in leaves)
 
 
 METHODS["crown-ibp"] = CrownIBP()
