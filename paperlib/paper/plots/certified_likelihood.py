@@ -36,6 +36,7 @@ def by_draws(rows: pd.DataFrame, caption: str) -> Figure:
         axis.set(xscale="log", xticks=of_model.index, xlabel=Axis.DRAWS, title=title)
         axis.set_xticklabels([f"{draws:g}" for draws in of_model.index])
         axis.minorticks_off()
-    axes[0].set_ylabel(Axis.LOG_LIKELIHOOD)
+    for axis in axes:
+        axis.set_ylabel(Axis.LOG_LIKELIHOOD)
     legend_above(figure, axes[-1], columns=3)
     return finish(figure, caption)
