@@ -431,7 +431,7 @@ def the_pass_of_a_unit_takes_the_noise_of_the_prior_mean(
 
 
 @linear_bug("_radius", refinement)
-def generators_cancel_instead_of_adding_up(coefficients: Tensor, generators: Tensor) -> Tensor:
+def generators_cancel_instead_of_adding_up(coefficients: Tensor, generators: Tensor, wanted: Tensor) -> Tensor:
     return torch.einsum("lbu,ble->bu", coefficients.flatten(2), generators).abs()
 
 
