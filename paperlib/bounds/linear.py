@@ -5,6 +5,7 @@ Coefficients c stand for the linear function c . v of a layer's output v. They a
 are optional, one function for each.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
@@ -91,6 +92,13 @@ class LinearRelaxation:
     def select(self, values: Tensor) -> Tensor:
         """w for v = values, [*rows, batch, *in_shape]."""
         return values if self.selection is None else self.selection.of(values)
+
+
+def unit_rows(values: Tensor) -> Tensor:
+    """The coefficients that pick each unit of values [batch, *shape], alike for all examples: [units, 1, *shape]."""
+    shape = values.shape[1:]
+    units = math.prod(shape)
+    return torch.eye(units, dtype=values.dtype, device=values.device).view(units, 1, *shape)
 
 
 AlphaSelector = Callable[[Any], Any]  # AlphaRelaxation[Linear] | Linear -> Linear

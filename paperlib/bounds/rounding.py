@@ -27,8 +27,10 @@ FLOOR = 1e-30  # gamma_1 times it is above the smallest normal number of float32
 # for these), on CUDA the device library (CUDA C++ Programming Guide, mathematical functions: 2 ulp). Sigmoid and
 # softplus are compositions: 1 / (1 + exp(-v)) and log1p(exp(v)), v at most the threshold of 50. That of lgamma is for
 # arguments of at least 1, and of its value or 1, whichever is larger (SLEEF 1 ulp, glibc 7, CUDA 6).
-FUNCTION_ERRORS = {"exp": 4, "expm1": 4, "log": 4, "log1p": 4, "tanh": 4, "rsqrt": 4, "sigmoid": 8, "softplus": 8}
-FUNCTION_ERRORS["lgamma"] = 16
+FUNCTION_ERRORS = {
+    **{"exp": 4, "expm1": 4, "log": 4, "log1p": 4, "tanh": 4, "rsqrt": 4},
+    **{"sigmoid": 8, "softplus": 8, "lgamma": 16},
+}
 
 
 def unit_roundoff(dtype: torch.dtype) -> float:

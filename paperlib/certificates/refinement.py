@@ -8,7 +8,6 @@ latents, plus a rest in a box: composed with the zonotope they bound a unit at a
 pass of its own.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -18,7 +17,7 @@ from torch.nn import functional as F
 
 from paperlib.bounds.box import Interval
 from paperlib.bounds.interval import interval_rule, outward
-from paperlib.bounds.linear import LinearRelaxation, parallel
+from paperlib.bounds.linear import LinearRelaxation, parallel, unit_rows
 from paperlib.bounds.relaxation import Affine
 from paperlib.bounds.rounding import magnitude
 from paperlib.bounds.rules import apply_rule
@@ -43,7 +42,8 @@ def refine(relaxed: RelaxedVAE, alpha_steps: int = 0) -> RelaxedVAE:
     by_unit = has_unit_passes(relaxed)
     encoder = _refine_encoder(relaxed, by_unit, alpha_steps)
     region = relaxed.bounds.region
-    posterior = _backward_zonotope(encoder, region, _identity(relaxed.bounds.encoder[-1]))
+    raw = relaxed.bounds.encoder[-1].lower
+    posterior = _backward_zonotope(encoder, region, unit_rows(raw).expand(-1, *raw.shape))
     box = posterior.box.intersect(relaxed.bounds.encoder[-1])
     if by_unit:
         box = bound_units(box, EncoderPass(encoder, region), alpha_steps)
@@ -124,13 +124,13 @@ def _refine_encoder(relaxed: RelaxedVAE, by_unit: bool, alpha_steps: int) -> tup
 
 def _zonotope_box(layers: Sequence[RelaxedLayer], region: Region, layer: RelaxedLayer) -> Interval:
     """The box of a nonlinear layer's input, tightened by the zonotope of those units that vary in some example."""
-    lower, upper = (torch.full_like(end, bound) for end, bound in zip(layer.box, (-torch.inf, torch.inf), strict=True))
-    wanted = _varies(layer).flatten(1).any(0).nonzero()[:, 0]
-    for units in wanted.split(ROWS):
-        rows = F.one_hot(units, lower.shape[1:].numel()).to(lower).view(-1, 1, *lower.shape[1:])
-        box = _backward_zonotope(layers, region, rows.expand(-1, *lower.shape)).box
-        lower.flatten(1)[:, units], upper.flatten(1)[:, units] = box
-    return layer.box.intersect(Interval(lower, upper))
+    varies = _varies(layer).flatten(1)
+    lower, upper = (layer.box.lower.new_full(varies.shape, bound) for bound in (-torch.inf, torch.inf))
+    shape = layer.box.lower.shape
+    for units in varies.any(0).nonzero()[:, 0].split(ROWS):
+        rows = F.one_hot(units, varies.shape[1]).to(lower).view(-1, 1, *shape[1:])
+        lower[:, units], upper[:, units] = _backward_zonotope(layers, region, rows.expand(-1, *shape)).box
+    return layer.box.intersect(Interval(lower.view(shape), upper.view(shape)))
 
 
 def _varies(layer: RelaxedLayer) -> Tensor:
@@ -157,7 +157,10 @@ def _refine_decoder(
     backward = DecoderPass(layers, relaxed.scale, relaxed.noise, relaxed.rounding, encoder)  # from those before a layer
     box = latent
     # each layer's output is  coefficients . (latent - center)  plus a rest in its box
-    coefficients, rest = _identity(latent), Interval(latents.center, latents.center)
+    coefficients, rest = (
+        unit_rows(latent.lower).expand(-1, *latent.lower.shape),
+        Interval(latents.center, latents.center),
+    )
     reach = torch.maximum(latents.box.upper - latents.center, latents.center - latents.box.lower)
     generators = torch.cat([latents.generators, torch.diag_embed(latents.independent_error)], 2)
     for old in relaxed.decoder:
@@ -201,14 +204,6 @@ def _forward_rounding(layer: RelaxedLayer, coefficients: Tensor, rest: Interval,
     # the offset of an affine layer is added to the coefficients of each latent and taken from them again
     times = 2 * (1 + reach.sum(1)).view(-1, *[1] * (size.ndim - 1))
     return layer.rounding + ACCUMULATION_ERROR * times * size
-
-
-def _identity(box: Interval) -> Tensor:
-    """The coefficients that pick each unit of the box: [units, batch, *shape]."""
-    batch, *shape = box.lower.shape
-    units = math.prod(shape)
-    eye = torch.eye(units, dtype=box.lower.dtype, device=box.lower.device)
-    return eye.view(units, 1, *shape).expand(-1, batch, *shape)
 
 
 def _spread(

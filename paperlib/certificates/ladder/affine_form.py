@@ -15,6 +15,7 @@ from torch import Tensor
 
 from paperlib.bounds.box import Interval
 from paperlib.bounds.interval import outward
+from paperlib.bounds.linear import unit_rows
 from paperlib.certificates.ladder.symbols import Changes, Errors, Sums, Symbols, Term
 from paperlib.threats.perturbation import BoxRegion, ChangeRegion, Region
 
@@ -36,7 +37,7 @@ class AffineForm:
             center = region.box.center
             radius = torch.maximum(upper - center, center - lower)  # the center is rounded
             return cls(center, (_each_unit(Errors(radius.flatten(1)), center),), nothing)
-        zonotope = region.zonotope(_identity(lower).expand(-1, *lower.shape))
+        zonotope = region.zonotope(unit_rows(lower).expand(-1, *lower.shape))
         if zonotope is None:
             assert isinstance(region, ChangeRegion)
             return cls(region.x, (_each_unit(Changes(region), lower),), nothing)
@@ -72,7 +73,7 @@ class AffineForm:
         (used,) = self.error.detach().flatten(1).any(0).nonzero(as_tuple=True)  # by any example
         if not len(used):
             return self
-        new = Term(Errors(self.error.flatten(1)[:, used]), _identity(self.center)[used], units=used)
+        new = Term(Errors(self.error.flatten(1)[:, used]), unit_rows(self.center)[used], units=used)
         return AffineForm(self.center, (*self.terms, new), torch.zeros_like(self.error))
 
     def halves(self) -> tuple["AffineForm", "AffineForm"]:
@@ -110,16 +111,9 @@ def total(forms: Sequence[AffineForm]) -> AffineForm:
     return AffineForm(center, terms, error)
 
 
-def _identity(values: Tensor) -> Tensor:
-    """The coefficients of symbols that are the units of values [batch, *shape]: [units, 1, *shape]."""
-    shape = values.shape[1:]
-    units = math.prod(shape)
-    return torch.eye(units, dtype=values.dtype, device=values.device).view(units, 1, *shape)
-
-
 def _each_unit(symbols: Symbols, values: Tensor) -> Term:
     """The units of values [batch, *shape] as the symbols themselves."""
-    return Term(symbols, _identity(values), units=torch.arange(math.prod(values.shape[1:]), device=values.device))
+    return Term(symbols, unit_rows(values), units=torch.arange(math.prod(values.shape[1:]), device=values.device))
 
 
 def _halves(term: Term) -> tuple[Term, ...]:

@@ -9,7 +9,6 @@ passes compose: the latents are linear functions of the input that are computed 
 functions of the latents.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -19,7 +18,7 @@ from torch import Tensor
 
 from paperlib.bounds.box import Interval
 from paperlib.bounds.interval import interval_rule, outward
-from paperlib.bounds.linear import LinearFunction, LinearRelaxation, ParallelRelaxation, parallel
+from paperlib.bounds.linear import LinearFunction, LinearRelaxation, ParallelRelaxation, parallel, unit_rows
 from paperlib.bounds.relaxation import Affine
 from paperlib.bounds.rules import apply_rule
 from paperlib.certificates import posterior_bounds
@@ -139,7 +138,7 @@ def dual_network(relaxed: RelaxedVAE) -> RelaxedVAE:
     encoder, posterior = over_boxes(relaxed.encoder, bounds.encoder[-1], box_by(of_input), first_is_tight=True)
     mean, log_var = posterior.chunk(2, 1)
     scale = posterior_bounds.scale_relaxation(log_var)  # of one slope, too
-    functions = of_input(*_backward_pass(encoder, _identity(posterior.lower)))
+    functions = of_input(*_backward_pass(encoder, unit_rows(posterior.lower)))
     latents = _latents(functions, noise, parallel(scale, log_var))
     decoder, output = over_boxes(relaxed.decoder, bounds.output, box_by(latents.compose), first_is_tight=False)
     return over(relaxed, encoder, (mean, log_var), scale, decoder, output)
@@ -211,7 +210,7 @@ def _unit_box(
     region: Region,
 ) -> Interval:
     """The box of each unit that the layers put out, of the shape of `like`, by a pass for each."""
-    boxes = [compose(*_backward_pass(layers, rows)).box(region) for rows in _identity(like.lower).split(ROWS)]
+    boxes = [compose(*_backward_pass(layers, rows)).box(region) for rows in unit_rows(like.lower).split(ROWS)]
     lower, upper = (torch.cat(ends, 1).view_as(like.lower) for ends in zip(*boxes, strict=True))
     return Interval(lower, upper)
 
@@ -236,9 +235,3 @@ def _backward_pass(layers: Sequence[RelaxedLayer], coefficients: Tensor) -> tupl
             errors.append((coefficients * lines.radius).flatten(2))
             coefficients = lines.transpose(coefficients)
     return coefficients, center, torch.cat([*errors, coefficients.new_zeros(*center.shape, 0)], 2)
-
-
-def _identity(like: Tensor) -> Tensor:
-    """The coefficients that pick each unit of a batch of this shape: [units, 1, *shape]."""
-    units = math.prod(like.shape[1:])
-    return torch.eye(units, dtype=like.dtype, device=like.device).view(units, 1, *like.shape[1:])

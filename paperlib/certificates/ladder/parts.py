@@ -11,7 +11,7 @@ from torch import Tensor
 
 from paperlib.bounds.box import CROSSING, Interval
 from paperlib.bounds.interval import interval_rule, outward
-from paperlib.bounds.linear import parallel
+from paperlib.bounds.linear import parallel, unit_rows
 from paperlib.bounds.relaxation import Affine
 from paperlib.bounds.rules import apply_rule
 from paperlib.certificates import posterior_bounds
@@ -80,7 +80,11 @@ def relax_parts(root: RelaxedVAE, units: Units, parts: Subproblems) -> RelaxedPa
 
     decoder, reach = [], []
     radius = latent.radius.T
-    coefficients, rest, image = _identity(latent), Interval(latent.center, latent.center), latent
+    coefficients, rest, image = (
+        unit_rows(latent.lower).expand(-1, *latent.lower.shape),
+        Interval(latent.center, latent.center),
+        latent,
+    )
     for index, old in enumerate(root.decoder):
         place = units.decoder.get(index)
         box = overlaps.of(of_rows(old.box) if place is None else cut.map(place.of), image)
@@ -120,13 +124,6 @@ def relax_parts(root: RelaxedVAE, units: Units, parts: Subproblems) -> RelaxedPa
 
 def _image(layer: RelaxedLayer) -> Interval:
     return apply_rule(interval_rule, layer.place, layer.layer, layer.box)
-
-
-def _identity(latent: Interval) -> Tensor:
-    """The coefficients that pick each latent: [latent, count, latent]."""
-    count, size = latent.lower.shape
-    eye = torch.eye(size, dtype=latent.lower.dtype, device=latent.lower.device)
-    return eye.unsqueeze(1).expand(-1, count, -1)
 
 
 def _times(radius: Tensor, sizes: Tensor) -> Tensor:
