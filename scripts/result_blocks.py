@@ -14,8 +14,8 @@ def ladder_block() -> str:
     """Distance from the attack and time of each bound, and what branch and bound reaches."""
     rows = read_rows(DATA / "10_ladder.csv")
     note = (
-        f"Mean distance below the strongest attack in nats, rounded up, and milliseconds for an image on one thread; "
-        f"{rows['index'].nunique()} test images. "
+        "Mean distance below the strongest attack in nats, rounded up, and milliseconds for an image on one thread, "
+        f"beside other work; {rows['index'].nunique()} test images. "
     )
     search = read_rows(DATA / "10_branching.csv")
     reached = ladder_tables.branching_sentence(search)

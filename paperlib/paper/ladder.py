@@ -1,9 +1,9 @@
 """The ladder of notebook 10: every bound on the same VAEs and images, its distance from the attack and its cost."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from time import perf_counter
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
 import torch
@@ -49,7 +49,8 @@ SMALL = {"paper": (64, 8), "smoke": (16, 4)}  # hidden units and latents of the 
 STEPS = {"paper": 600, "smoke": 20}  # of the small models' training
 BATCH = 32
 AGAIN = 1.0  # seconds: what took less is measured once more, as a first call prepares memory
-TRAINED_ON = ("ibp", "hybrid-zonotope", "dual-network", "crown-ibp")
+Trainable = Literal["ibp", "hybrid-zonotope", "dual-network", "crown-ibp"]
+TRAINED_ON: tuple[Trainable, ...] = ("ibp", "hybrid-zonotope", "dual-network", "crown-ibp")
 SMALL_BOUND = "crown-ibp"  # of the small model whose rungs are compared
 TRAINED_IMAGES = {"paper": 500, "smoke": 5}  # the first of the test set
 ATTACK = "attack"
@@ -67,7 +68,7 @@ def small_models(dataset: str, profile: str) -> dict[str, TrainConfig]:
         batch_size=BATCH,
         steps=STEPS[profile],
     )
-    return {bound: TrainConfig.from_dict({**base.as_dict(), "bound": bound}) for bound in TRAINED_ON}
+    return {bound: replace(base, bound=bound) for bound in TRAINED_ON}
 
 
 def compared_models(dataset: str, profile: str) -> dict[str, tuple[str, TrainConfig, float]]:
