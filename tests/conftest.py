@@ -43,6 +43,11 @@ settings.register_profile("paperlib", deadline=None, derandomize=True, max_examp
 settings.load_profile("paperlib")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Slow tests come first: one that begins last leaves all other processes waiting for it."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
 @pytest.fixture(autouse=True)
 def seeded() -> None:
     import torch  # here, so that tests of scripts alone do not wait for it

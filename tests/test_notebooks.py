@@ -251,6 +251,7 @@ def make_smoke(tmp_path: Path) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_the_smoke_profile_makes_every_figure_and_touches_no_committed_result(tmp_path: Path) -> None:
     before = committed()
     make_smoke(tmp_path)
