@@ -9,13 +9,12 @@ from scipy.stats import binom
 from torch import Tensor
 
 from paperlib import METHODS, Interval, L2Ball, LinfBall, certificate, mlp_vae
-from paperlib.bounds.linear import parallel
+from paperlib.bounds.linear import parallel, unit_rows
 from paperlib.certificates.backward import RelaxedVAE
 from paperlib.certificates.ladder.dual_network import (
     DualFunctions,
     DualNetwork,
     _backward_pass,
-    _identity,
     _latents,
     dual_network,
 )
@@ -53,9 +52,9 @@ def dual_boxes() -> tuple[RelaxedVAE, list[Interval]]:
     relaxed = dual_network(RelaxedVAE.of(vae, problem.bounds, noise))
     region = relaxed.bounds.region
     of_input = partial(DualFunctions.of_input, region)
-    posterior = of_input(*_backward_pass(relaxed.encoder, _identity(relaxed.bounds.encoder[-1].lower)))
+    posterior = of_input(*_backward_pass(relaxed.encoder, unit_rows(relaxed.bounds.encoder[-1].lower)))
     latents = _latents(posterior, noise, parallel(relaxed.scale, relaxed.bounds.log_var))
-    output = latents.compose(*_backward_pass(relaxed.decoder, _identity(relaxed.bounds.output.lower)))
+    output = latents.compose(*_backward_pass(relaxed.decoder, unit_rows(relaxed.bounds.output.lower)))
     return relaxed, [posterior.box(region), output.box(region)]
 
 
