@@ -94,7 +94,7 @@ class CrownIBP(TrainableMethod):
 class Crown(CrownIBP):
     """Linear bounds over boxes that linear bounds have tightened: in addition to `CrownIBP` one backward pass for each
     latent, and the products of the latents' coefficients with each layer of the decoder. Where encoder or decoder have
-    several nonlinear layers, two backward passes to the input for each unit as well.
+    several nonlinear layers and these bounds are loose, two backward passes to the input for each unit as well.
 
     Never looser than `IBP`. Without a gradient through the tightened boxes.
 

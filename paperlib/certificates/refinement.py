@@ -13,7 +13,6 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from paperlib.bounds.box import Interval
 from paperlib.bounds.interval import interval_rule, outward
@@ -27,26 +26,50 @@ from paperlib.certificates.backward_rounding import ACCUMULATION_ERROR, Posterio
 from paperlib.certificates.input_term import InputTerm
 from paperlib.certificates.latent_zonotope import Zonotope, reparametrize
 from paperlib.certificates.relaxed_layer import RelaxedLayer
-from paperlib.certificates.unit_bounds import ROWS, DecoderPass, EncoderPass, bound_units
+from paperlib.certificates.unit_bounds import DecoderPass, EncoderPass, bends, bound_units, own_units
 from paperlib.threats.perturbation import ChangeRegion, Region
+
+LOST = 0.15  # share of the output's boxes from which on units get passes of their own: see `refine`
 
 
 @torch.no_grad()
 def refine(relaxed: RelaxedVAE, alpha_steps: int = 0) -> RelaxedVAE:
     """The same VAE relaxed over tighter boxes of everything after the encoder's first activation (CROWN).
 
+    Units get backward passes of their own in examples for which the zonotope says little: where more than LOST of the
+    output's boxes is what the decoder's relaxations lose, which is no function of the latents. In networks that were
+    trained for the radius it is about a tenth, and such passes cost many times the rest and gain next to nothing.
+
     Args:
-        alpha_steps: of the optimisation of the alphas of each unit, where units have passes of their own: see
-            `has_unit_passes`.
+        alpha_steps: of the optimisation of the alphas of each unit, where units have passes of their own.
     """
-    by_unit = has_unit_passes(relaxed)
-    encoder = _refine_encoder(relaxed, by_unit, alpha_steps)
+    refined, lost = _refine(relaxed)
+    if has_unit_passes(relaxed) and (lost > LOST).any():
+        refined, _ = _refine(relaxed, lost > LOST, alpha_steps)
+    return refined
+
+
+def has_unit_passes(relaxed: RelaxedVAE) -> bool:
+    """Whether units may get backward passes of their own: where a half of the VAE has several nonlinear layers.
+    Behind a single one the zonotope of the latents does almost as much, at a part of the cost.
+    """
+    halves = relaxed.encoder, relaxed.decoder
+    return any(sum(isinstance(layer.relaxation, LinearRelaxation) for layer in half) > 1 for half in halves)
+
+
+def _refine(relaxed: RelaxedVAE, by_unit: Tensor | None = None, alpha_steps: int = 0) -> tuple[RelaxedVAE, Tensor]:
+    """The refined VAE, and the share of its output's boxes that is no function of the latents, [batch].
+
+    Args:
+        by_unit: in which examples the encoder is refined and units have passes of their own, [batch]; None: in none.
+    """
+    encoder = relaxed.encoder if by_unit is None else _refine_encoder(relaxed, by_unit, alpha_steps)
     region = relaxed.bounds.region
     raw = relaxed.bounds.encoder[-1].lower
     posterior = _backward_zonotope(encoder, region, unit_rows(raw).expand(-1, *raw.shape))
     box = posterior.box.intersect(relaxed.bounds.encoder[-1])
-    if by_unit:
-        box = bound_units(box, EncoderPass(encoder, region), alpha_steps)
+    if by_unit is not None:
+        box = bound_units(box, EncoderPass(encoder, region), alpha_steps, by_unit)
     mean, log_var = box.chunk(2, 1)
     latents, latent = reparametrize(relaxed, posterior, mean, log_var)
     bounds = replace(relaxed.bounds, mean=mean, log_var=log_var)
@@ -54,18 +77,9 @@ def refine(relaxed: RelaxedVAE, alpha_steps: int = 0) -> RelaxedVAE:
     deployed = relaxed.deployed
     rounding = None if deployed is None else PosteriorRounding.of(bounds, relaxed.noise, scale, deployed)
     refined = replace(relaxed, bounds=bounds, encoder=encoder, scale=scale, rounding=rounding)
-    decoder, output = _refine_decoder(refined, latent, latents, by_unit, alpha_steps)
+    decoder, output, lost = _refine_decoder(refined, latent, latents, by_unit, alpha_steps)
     boxes = [*(layer.box for layer in decoder), output]
-    return replace(refined, bounds=replace(bounds, decoder=boxes), decoder=decoder)
-
-
-def has_unit_passes(relaxed: RelaxedVAE) -> bool:
-    """Whether units get backward passes of their own: where the encoder or the decoder has several nonlinear layers.
-
-    Behind a single one the zonotope of the latents does almost as much, at a part of the cost.
-    """
-    halves = relaxed.encoder, relaxed.decoder
-    return any(sum(isinstance(layer.relaxation, LinearRelaxation) for layer in half) > 1 for half in halves)
+    return replace(refined, bounds=replace(bounds, decoder=boxes), decoder=decoder), lost
 
 
 def _backward_zonotope(layers: Sequence[RelaxedLayer], region: Region, coefficients: Tensor) -> Zonotope:
@@ -102,7 +116,7 @@ def _backward_zonotope(layers: Sequence[RelaxedLayer], region: Region, coefficie
     return Zonotope(center.T, errors.transpose(0, 1), independent_error.T, inputs)
 
 
-def _refine_encoder(relaxed: RelaxedVAE, by_unit: bool, alpha_steps: int) -> tuple[RelaxedLayer, ...]:
+def _refine_encoder(relaxed: RelaxedVAE, by_unit: Tensor, alpha_steps: int) -> tuple[RelaxedLayer, ...]:
     layers: list[RelaxedLayer] = []
     after_nonlinearity = False  # only then is the interval box not tight
     box = relaxed.bounds.input
@@ -110,11 +124,11 @@ def _refine_encoder(relaxed: RelaxedVAE, by_unit: bool, alpha_steps: int) -> tup
         layer = RelaxedLayer.of(old.place, old.layer, box.intersect(old.box), relaxed.deployed)
         if isinstance(layer.relaxation, LinearRelaxation):
             if after_nonlinearity:
-                tighter = _zonotope_box(layers, relaxed.bounds.region, layer)
-                if by_unit:
-                    layer = RelaxedLayer.of(old.place, old.layer, tighter, relaxed.deployed)
-                    backward = EncoderPass(layers, relaxed.bounds.region)
-                    tighter = bound_units(tighter, backward, alpha_steps, layer.relaxation)
+                wanted = bends(layer.relaxation, layer.box) & by_unit.unsqueeze(1)
+                tighter = _zonotope_box(layers, relaxed.bounds.region, layer.box, wanted)
+                layer = RelaxedLayer.of(old.place, old.layer, tighter, relaxed.deployed)
+                backward = EncoderPass(layers, relaxed.bounds.region)
+                tighter = bound_units(tighter, backward, alpha_steps, by_unit, layer.relaxation)
                 layer = RelaxedLayer.of(old.place, old.layer, tighter, relaxed.deployed)
             after_nonlinearity = True
         layers.append(layer)
@@ -122,15 +136,14 @@ def _refine_encoder(relaxed: RelaxedVAE, by_unit: bool, alpha_steps: int) -> tup
     return tuple(layers)
 
 
-def _zonotope_box(layers: Sequence[RelaxedLayer], region: Region, layer: RelaxedLayer) -> Interval:
-    """The box of a nonlinear layer's input, tightened by the zonotope of those units that vary in some example."""
-    varies = _varies(layer).flatten(1)
-    lower, upper = (layer.box.lower.new_full(varies.shape, bound) for bound in (-torch.inf, torch.inf))
-    shape = layer.box.lower.shape
-    for units in varies.any(0).nonzero()[:, 0].split(ROWS):
-        rows = F.one_hot(units, varies.shape[1]).to(lower).view(-1, 1, *shape[1:])
-        lower[:, units], upper[:, units] = _backward_zonotope(layers, region, rows.expand(-1, *shape)).box
-    return layer.box.intersect(Interval(lower.view(shape), upper.view(shape)))
+def _zonotope_box(layers: Sequence[RelaxedLayer], region: Region, box: Interval, wanted: Tensor) -> Interval:
+    """The box of the output of some layers, tightened by the zonotope of the wanted units, [batch, units]."""
+    lower, upper = (box.lower.new_full(wanted.shape, bound) for bound in (-torch.inf, torch.inf))
+    for units, rows in own_units(wanted):
+        own = _backward_zonotope(layers, region, rows.to(lower).view(-1, *box.lower.shape)).box
+        lower, upper = lower.scatter(1, units, own.lower), upper.scatter(1, units, own.upper)
+    tighter = Interval(lower.where(wanted, -torch.inf), upper.where(wanted, torch.inf))
+    return box.intersect(tighter.map(lambda end: end.view_as(box.lower)))
 
 
 def _varies(layer: RelaxedLayer) -> Tensor:
@@ -149,18 +162,16 @@ def _image(layer: RelaxedLayer) -> Interval:
 
 
 def _refine_decoder(
-    relaxed: RelaxedVAE, latent: Interval, latents: Zonotope, by_unit: bool, alpha_steps: int
-) -> tuple[tuple[RelaxedLayer, ...], Interval]:
-    """The decoder relaxed over refined boxes, and the refined box of its output."""
+    relaxed: RelaxedVAE, latent: Interval, latents: Zonotope, by_unit: Tensor | None, alpha_steps: int
+) -> tuple[tuple[RelaxedLayer, ...], Interval, Tensor]:
+    """The decoder relaxed over refined boxes, the refined box of its output, and the share of it that is lost."""
     layers: list[RelaxedLayer] = []
     encoder = EncoderPass(relaxed.encoder, relaxed.bounds.region)
     backward = DecoderPass(layers, relaxed.scale, relaxed.noise, relaxed.rounding, encoder)  # from those before a layer
     box = latent
     # each layer's output is  coefficients . (latent - center)  plus a rest in its box
-    coefficients, rest = (
-        unit_rows(latent.lower).expand(-1, *latent.lower.shape),
-        Interval(latents.center, latents.center),
-    )
+    coefficients = unit_rows(latent.lower).expand(-1, *latent.lower.shape)
+    rest = Interval(latents.center, latents.center)
     reach = torch.maximum(latents.box.upper - latents.center, latents.center - latents.box.lower)
     generators = torch.cat([latents.generators, torch.diag_embed(latents.independent_error)], 2)
     for old in relaxed.decoder:
@@ -168,9 +179,9 @@ def _refine_decoder(
         if isinstance(layer.relaxation, LinearRelaxation):
             wanted = _varies(layer)
             tighter = layer.box.intersect(_spread(rest, coefficients, generators, latents.inputs, wanted))
-            if by_unit:
+            if by_unit is not None:
                 layer = RelaxedLayer.of(old.place, old.layer, tighter, relaxed.deployed)
-                tighter = bound_units(tighter, backward, alpha_steps, layer.relaxation)
+                tighter = bound_units(tighter, backward, alpha_steps, by_unit, layer.relaxation)
             layer = RelaxedLayer.of(old.place, old.layer, tighter, relaxed.deployed)
         layers.append(layer)
         box = _image(layer)
@@ -186,8 +197,12 @@ def _refine_decoder(
             radius = relaxation.spread(rest.radius) + relaxation.radius + rounding
             rest = Interval(middle, middle).widen(radius * outward(2, radius.dtype))
     every = torch.ones_like(box.lower, dtype=torch.bool)
-    box = box.intersect(_spread(rest, coefficients, generators, latents.inputs, every))
-    return tuple(layers), bound_units(box, backward, alpha_steps) if by_unit else box
+    spread = _spread(rest, coefficients, generators, latents.inputs, every)
+    lost = rest.radius.flatten(1).sum(1) / spread.radius.flatten(1).sum(1)
+    box = box.intersect(spread)
+    if by_unit is not None:
+        box = bound_units(box, backward, alpha_steps, by_unit)
+    return tuple(layers), box, lost
 
 
 def _forward_rounding(layer: RelaxedLayer, coefficients: Tensor, rest: Interval, reach: Tensor) -> Tensor:

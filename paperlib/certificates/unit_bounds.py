@@ -5,7 +5,7 @@ The passes of a unit depend on the boxes of the layers before it alone, and on n
 can be optimised for the unit itself, and whatever bounds it better bounds all that follows better.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -79,30 +79,29 @@ class DecoderPass:
 
 
 def bound_units(
-    box: Interval, backward: EncoderPass | DecoderPass, alpha_steps: int, relaxation: Relaxation | None = None
+    box: Interval,
+    backward: EncoderPass | DecoderPass,
+    alpha_steps: int,
+    examples: Tensor,
+    relaxation: Relaxation | None = None,
 ) -> Interval:
     """The box [batch, *shape], tightened by backward passes from the units that it bounds.
 
     Args:
         alpha_steps: of the optimisation of each unit's alphas, for each end.
+        examples: whose units are bounded, [batch]; those of the others stay.
         relaxation: of the layer that takes these units over their box. One over which it is straight is tight enough.
     """
     low, high = box.map(partial(torch.flatten, start_dim=1))
-    wanted = torch.ones_like(low, dtype=torch.bool)
-    if isinstance(relaxation, LinearRelaxation) and relaxation.selection is None:
-        wanted = _bends(relaxation, box).flatten(1)
-    if not wanted.any():
-        return box
-    count = int(wanted.sum(1).max())
-    # for each example its own units; those with fewer get some that do not need it, whose results are not used
-    units = wanted.byte().argsort(dim=1, descending=True, stable=True)[:, :count]
+    wanted = examples.unsqueeze(1).expand_as(low)
+    if isinstance(relaxation, LinearRelaxation):
+        wanted = wanted & bends(relaxation, box)
     lower, upper = torch.full_like(low, -torch.inf), torch.full_like(high, torch.inf)
-    for part in units.split(ROWS, 1):
-        rows = low.new_zeros(part.shape[1], *low.shape).scatter_(2, part.T.unsqueeze(2), 1.0)
-        rows = rows.view(-1, *box.lower.shape)
+    for units, picked in own_units(wanted):
+        rows = picked.to(low).view(-1, *box.lower.shape)
         ends = optimize_alpha(partial(backward, torch.cat([rows, -rows])), alpha_steps)
         first, second = ends.chunk(2)
-        lower, upper = lower.scatter(1, part, first.T), upper.scatter(1, part, -second.T)
+        lower, upper = lower.scatter(1, units, first.T), upper.scatter(1, units, -second.T)
     if not backward.rounded:
         lost = 64 * torch.finfo(low.dtype).eps * (1 + torch.maximum(low.abs(), high.abs()))
         lower, upper = lower - lost, upper + lost
@@ -110,9 +109,26 @@ def bound_units(
     return box.intersect(tighter.map(lambda end: end.view_as(box.lower)))
 
 
-def _bends(relaxation: LinearRelaxation, box: Interval) -> Tensor:
-    """Whether a unit's relaxation is more than rounding away from one straight line."""
+def own_units(wanted: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """The wanted units [batch, units] of each example, up to ROWS at a time.
+
+    Yields:
+        their numbers [batch, some], and 0 and 1 in rows that pick them, [some, batch, units]. Examples with fewer units
+        get some that are not wanted.
+    """
+    count = int(wanted.sum(1).max())
+    if count == 0:
+        return
+    for units in wanted.byte().argsort(dim=1, descending=True, stable=True)[:, :count].split(ROWS, 1):
+        rows = wanted.new_zeros(units.shape[1], *wanted.shape)
+        yield units, rows.scatter_(2, units.T.unsqueeze(2), True)
+
+
+def bends(relaxation: LinearRelaxation, box: Interval) -> Tensor:
+    """Whether a unit's relaxation over its box is more than rounding away from one straight line, [batch, units]."""
+    if relaxation.selection is not None:  # that of a maximum, whose lines are not those of its units
+        return torch.ones_like(box.lower, dtype=torch.bool).flatten(1)
     lower, upper = initial_alpha(relaxation.lower), initial_alpha(relaxation.upper)
     slope, offset = upper.slope - lower.slope, upper.offset - lower.offset
     room = torch.maximum(*(slope * end + offset for end in box))
-    return ~(room <= 64 * torch.finfo(room.dtype).eps * (1 + magnitude(box)))
+    return (room > 64 * torch.finfo(room.dtype).eps * (1 + magnitude(box))).flatten(1)

@@ -1,6 +1,7 @@
 """Linear bounds of the ELBO: the audit, closed forms, hand-worked numbers, and a hunt for a point that breaks them."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -275,15 +276,35 @@ def test_units_of_deep_networks_gain_from_passes_of_their_own_and_from_their_alp
 ) -> None:
     vae, x, noise = deep(activation)
     ball = LinfBall(0.05)
+    monkeypatch.setattr(refinement, "LOST", -1.0)  # in every example
     by_unit, optimized = (elbo_bounds(vae, x, ball, noise, Crown(steps)) for steps in (0, 10))
     assert (optimized.lower >= by_unit.lower).all() and (optimized.upper <= by_unit.upper).all()
     assert (optimized.lower > by_unit.lower).any()
     points = hard_points(vae, x, 0.05, noise, "perturbed")
     values = values_at(vae, points, x, noise, "perturbed")
     assert (optimized.lower <= values + ROUNDING).all() and (values <= optimized.upper + ROUNDING).all()
-    monkeypatch.setattr(refinement, "has_unit_passes", lambda relaxed: False)
+    monkeypatch.setattr(refinement, "LOST", 1.0)  # in none
     shared = elbo_bounds(vae, x, ball, noise, Crown())
     assert (by_unit.lower > shared.lower).all() and (by_unit.upper < shared.upper).all()
+
+
+@pytest.mark.parametrize("alpha_steps", [0, 3])
+def test_units_have_passes_of_their_own_in_the_examples_for_which_the_zonotope_says_little(
+    alpha_steps: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vae, x, noise = deep(nn.ReLU)
+    little = torch.tensor([False, False, True, True])  # the zonotope loses 1, 0, 36 and 18 per cent
+    bounds = partial(elbo_bounds, vae, ball=LinfBall(0.05), method=Crown(alpha_steps))
+    chosen = bounds(x, noise=noise)
+    for i in range(len(x)):  # whatever stands beside it in the batch
+        alone = bounds(x[i : i + 1], noise=noise[i : i + 1])
+        torch.testing.assert_close(alone.lower, chosen.lower[i : i + 1], rtol=1e-12, atol=0)
+    for lost, examples in ((-1.0, little), (1.0, ~little)):
+        monkeypatch.setattr(refinement, "LOST", lost)
+        expected = bounds(x, noise=noise)
+        for end, same in zip(expected, chosen, strict=True):
+            torch.testing.assert_close(end[examples], same[examples], rtol=1e-12, atol=0)
+            assert (end != same)[~examples].all()
 
 
 @pytest.mark.parametrize(
@@ -512,7 +533,7 @@ def test_an_overflow_never_yields_a_finite_certificate_above_the_elbo(
 
 
 @torch.no_grad()
-def test_boxes_over_which_a_layer_is_constant_are_not_refined_and_nothing_is_lost(
+def test_boxes_over_which_a_layer_is_straight_are_not_refined_and_nothing_is_lost(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     torch.manual_seed(0)
@@ -529,12 +550,17 @@ def test_boxes_over_which_a_layer_is_constant_are_not_refined_and_nothing_is_los
         return zonotope(layers, region, coefficients)
 
     monkeypatch.setattr(refinement, "_backward_zonotope", counted)
+    monkeypatch.setattr(refinement, "LOST", -1.0)
     some, few = elbo_bounds(vae, x, ball, noise, "crown"), sum(rows)
     rows.clear()
+    monkeypatch.setattr(refinement, "bends", lambda _, box: torch.ones_like(box.lower, dtype=torch.bool).flatten(1))
     monkeypatch.setattr(refinement, "_varies", lambda layer: torch.ones_like(layer.box.lower, dtype=torch.bool))
     every = elbo_bounds(vae, x, ball, noise, "crown")
-    assert 4 < few < sum(rows) == 12 + 4  # the units behind the second convolution, mean and log-variance
+    # mean and log-variance, without the units behind the second convolution and with them
+    assert 4 + 4 < few < sum(rows) == 4 + 12 + 4
     torch.testing.assert_close(some.lower, every.lower, rtol=1e-12, atol=0)
     torch.testing.assert_close(some.upper, every.upper, rtol=1e-12, atol=0)
+    monkeypatch.setattr(refinement, "LOST", 1.0)
+    every = elbo_bounds(vae, x, ball, noise, "crown")
     monkeypatch.setattr(refinement, "_varies", lambda layer: torch.zeros_like(layer.box.lower, dtype=torch.bool))
     assert (elbo_bounds(vae, x, ball, noise, "crown").lower < every.lower).all()
