@@ -42,7 +42,7 @@ help: ## list the commands and their options
 	@printf '  %-18s %s\n' \
 	  NB=03 'one notebook only (figures, plots)' \
 	  PROFILE=smoke 'small, in minutes, into build/ (figures, plots, html; else: paper)' \
-	  PROFILE=long 'the notebooks of long trainings, in hours; interrupted, it goes on (figures)' \
+	  PROFILE=long 'the notebooks of long trainings, in hours; interrupted, it goes on (figures; NB=12)' \
 	  DATASET=mnist5k 'or mnist; else auto: full MNIST if it can be had (in the folder PAPERLIB_DATA)' \
 	  FORCE=1 'make again what is up to date (figures)' \
 	  VENV=.venv 'folder of the environment' \

@@ -26,7 +26,7 @@ from paperlib.runtime.rows import read_header, read_rows
 from scripts.bench_report import device_table, ratio_table, step_table
 from scripts.plan import Notebook
 from scripts.publish import start_command
-from scripts.result_blocks import ladder_block, likelihood_block
+from scripts.result_blocks import front_block, ladder_block, likelihood_block
 
 PAGES = ("README.md", "docs/costs.md", "figures/data/README.md")
 DATA = ROOT / "figures" / "data"
@@ -203,6 +203,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "classifier": classifier_block,
     "ladder": ladder_block,
     "likelihood": likelihood_block,
+    "front": front_block,
     "cost": cost_block,
     "cuda": cuda_block,
     "map": map_block,

@@ -1,11 +1,11 @@
-"""Blocks of the prose files that show notebooks 10 and 11; see `scripts.readme`."""
+"""Blocks of the prose files that show notebooks 10 to 12; see `scripts.readme`."""
 
-from paperlib.paper import certified_likelihood_tables, ladder, ladder_tables
+from paperlib.paper import certified_likelihood_tables, front_tables, ladder, ladder_tables
 from paperlib.paper.likelihood_rows import CONFIDENCE
 from paperlib.paper.mnist_training import EPS
 from paperlib.paper.results import ROOT
 from paperlib.paper.tables import markdown
-from paperlib.runtime.rows import read_rows
+from paperlib.runtime.rows import read_header, read_rows
 
 DATA = ROOT / "figures" / "data"
 
@@ -31,3 +31,14 @@ def likelihood_block() -> str:
         f"{CONFIDENCE:g} for each image, rounded down. K is the number of latents whose weights are averaged."
     )
     return f"{markdown(certified_likelihood_tables.bounds(rows[rows['eps'] == EPS]))}\n\n{note}"
+
+
+def front_block() -> str:
+    """Longer training: our models and those of notebook 2, means over the seeds."""
+    rows, header = read_rows(DATA / "12_front.csv"), read_header(DATA / "12_front.csv")["config"]
+    seeds = rows.groupby(["recipe", "kappa", "train_eps"])["seed"].nunique().max()
+    note = (
+        f"Means of {seeds} seeds [lowest, highest], in nats, over {header['images']:,} test images at radius "
+        f"{header['eps']}; minutes of training on one core of a shared machine. Certificates are rounded down."
+    )
+    return f"{markdown(front_tables.points(rows))}\n\n{note}"
