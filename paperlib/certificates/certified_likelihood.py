@@ -78,9 +78,11 @@ def certify_likelihood(
     parts = [slice(start, start + size) for start in range(0, len(x), size)]
     with Progress(f"certify the likelihood {ball.label}", samples * len(x)) as progress, torch.no_grad():
         columns = [run.bound_and_mean(x[part], ball.rows(part, x), progress) for part in parts]
-    bound, mean = torch.cat([x.new_zeros(2, 0), *columns], 1).cpu().numpy()
+    bound, mean = torch.cat([x.new_zeros(2, 0), *columns], 1).cpu()
+    width = torch.where(bound > -math.inf, mean - bound, math.inf)  # also where the mean is -inf
     settings = {"eps": ball.size, "draws": draws, "samples": samples, "confidence": confidence}
-    rows = pd.DataFrame(settings | {"bound": bound, "mean": mean, "width": mean - bound}, index=range(len(x)))
+    values = {"bound": bound.numpy(), "mean": mean.numpy(), "width": width.numpy()}
+    rows = pd.DataFrame(settings | values, index=range(len(x)))
     rows.insert(0, "index", range(len(x)))
     return rows
 

@@ -84,7 +84,7 @@ def certify_expected(
         raise ValueError(f"needs samples >= 2 and batch_size >= 1, got samples={samples}, batch_size={batch_size}")
     run = _Run(vae.in_float64(), ball, confidence, samples, find_method(method), target, batch_size, generator)
     with Progress(f"certify the expectation {ball.label}", samples * len(x)) as progress, torch.no_grad():
-        parts = [slice(start, start + batch_size) for start in range(0, len(x), batch_size)]
+        parts = [slice(start, start + batch_size) for start in range(0, max(1, len(x)), batch_size)]
         frames = [replace(run, ball=ball.rows(part, x)).rows(x[part].double(), progress) for part in parts]
     rows = pd.concat(frames, ignore_index=True).assign(eps=ball.size)  # of the whole set, not of a batch's
     rows.insert(0, "index", range(len(rows)))

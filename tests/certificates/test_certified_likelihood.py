@@ -1,6 +1,7 @@
 """The certified likelihood: what is certified of given draws, coverage of an exact likelihood, and planted bugs."""
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pandas as pd
@@ -24,7 +25,7 @@ from paperlib import (
 )
 from paperlib.certificates import proposals
 from paperlib.certificates.certified_likelihood import log_confidence_bound
-from paperlib.certificates.proposals import fit_lower_at, fit_posterior, mean_weight_lower
+from paperlib.certificates.proposals import Proposal, fit_lower_at, fit_posterior, mean_weight_lower
 from paperlib.models.gaussian import Posterior, kl
 from paperlib.models.iwae import log_mean_exp
 from paperlib.threats.perturbation import PerturbationSet
@@ -220,6 +221,15 @@ def test_no_example_gives_no_row() -> None:
     vae, x, _ = audit_case("mlp")
     rows = certify_likelihood(vae, x[:0], LinfBall(0.1), samples=2)
     assert [*rows.columns] == COLUMNS and rows.empty
+
+
+def test_rigour_costs_everything_where_no_weight_is_left() -> None:
+    class Nothing(Proposal):
+        def bound(self, vae: VAE, x: Tensor, ball: object, generator: object) -> Callable[[Tensor], Tensor]:
+            return lambda noise: torch.full((len(x),), -math.inf).double()
+
+    row = rows_of(proposal=Nothing()).iloc[0]
+    assert (row["bound"], row["mean"], row["width"]) == (-math.inf, -math.inf, math.inf)
 
 
 def test_a_generator_makes_the_rows_again_also_in_inference_mode() -> None:

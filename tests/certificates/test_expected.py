@@ -242,6 +242,12 @@ def test_rigour_is_cheaper_than_by_an_empirical_bernstein_bound(name: str) -> No
 X = torch.tensor([[0.4]]).double()
 
 
+def test_no_example_gives_no_row() -> None:
+    vae, x, _ = audit_case("mlp")
+    rows = certify_expected(vae, x[:0], LinfBall(0.1), samples=2)
+    assert [*rows.columns] == COLUMNS and rows.empty
+
+
 def tiny(likelihood: str) -> VAE:
     torch.manual_seed(3)
     vae = mlp_vae((1,), (8,), 1, LIKELIHOODS[likelihood]()).double()
