@@ -11,6 +11,7 @@ from torch import Tensor
 from paperlib import METHODS, Interval, L2Ball, LinfBall, certificate, mlp_vae
 from paperlib.bounds.linear import parallel, unit_rows
 from paperlib.certificates.backward import RelaxedVAE
+from paperlib.certificates.ladder import random_projection
 from paperlib.certificates.ladder.dual_network import (
     DualFunctions,
     DualNetwork,
@@ -107,6 +108,15 @@ def test_all_boxes_together_hold_as_often_as_is_said() -> None:
             kept += torch.stack([(mine.radius >= dual.radius).all(1) for mine, dual in pairs]).all(0)
         held[kind] = kept / runs
     assert (held["bound"] >= confidence).all() and (held["estimate"] < confidence).all(), held
+
+
+def test_all_units_share_what_may_fail(monkeypatch: pytest.MonkeyPatch) -> None:
+    vae, x, noise = wide_case()
+    chances: list[float] = []
+    monkeypatch.setattr(random_projection, "inflation", lambda projections, chance: chances.append(chance) or 9.0)
+    random_projection_bound(vae, x, BALL, noise, 11, 0.9)
+    units = 2 * (16 + 12) + 4 + 12  # of the activations, the posterior and the output, for each x by itself
+    assert chances == pytest.approx([0.1 / units], rel=1e-12)
 
 
 @torch.no_grad()
