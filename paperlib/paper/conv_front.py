@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from time import perf_counter, process_time
+from time import process_time
 from typing import Any
 
 import pandas as pd
@@ -20,11 +20,9 @@ from paperlib.paper.front import BASE, RECIPES, front_models
 from paperlib.paper.mnist_training import EPS, SIZES
 from paperlib.paper.rival_recipes import datasets
 from paperlib.runtime.parallel import in_parallel, training_jobs
-from paperlib.runtime.rows import read_header
-from paperlib.training import sweep
 from paperlib.training.config import TrainConfig
 from paperlib.training.init import interval_aware_
-from paperlib.training.loop import train
+from paperlib.training.loop import TrainResult, train
 
 MLP, CONV = "MLP", "convolutional"  # the networks
 CHANNELS = {"paper": (16, 32), "smoke": (2, 4)}  # of the convolutional encoder, which the decoder mirrors
@@ -92,22 +90,17 @@ def conv_rows(dataset: str, profile: str, runs: Path) -> pd.DataFrame:
     return pd.DataFrame([rows[model] for model in models])
 
 
-def trained(model: ConvModel, folder: Path) -> tuple[VAE, float]:
-    """The trained model and the seconds of its training, both of which are kept in the folder."""
-    config, untrained = model.config, model.build()
-    if untrained is None:
-        return sweep.trained(config, folder, device="cpu").vae, read_header(folder / "history.csv")["seconds"]
-    timing, start = folder / "seconds", perf_counter()
+def trained(model: ConvModel, folder: Path) -> TrainResult:
+    """The model, trained in the folder, with the seconds that it took."""
+    config = model.config
     data = model.images(load_dataset(config.dataset))
-    vae = train(config, vae=untrained, data=data, device="cpu", folder=folder).vae
-    if not timing.is_file():
-        timing.write_text(repr(perf_counter() - start))
-    return vae, float(timing.read_text())
+    return train(config, vae=model.build(), data=data, device="cpu", folder=folder)
 
 
 def _row(model: ConvModel, size: str, runs: Path) -> dict[str, Any]:
     config = model.config
-    vae, seconds = trained(model, runs / config.digest)
+    done = trained(model, runs / config.digest)
+    vae = done.vae
     return {
         "dataset": config.dataset,
         "network": model.network,
@@ -115,7 +108,7 @@ def _row(model: ConvModel, size: str, runs: Path) -> dict[str, Any]:
         "train_eps": config.eps,
         "steps": config.steps,
         "seed": config.seed,
-        "seconds": seconds,
+        "seconds": done.seconds,
         "weights": sum(parameter.numel() for parameter in vae.parameters()),
         **_measured(vae, model.images(load_dataset(config.dataset, "test")), size),
     }

@@ -18,7 +18,6 @@ from paperlib.models.vae import VAE
 from paperlib.paper.mnist_training import EPS, SIZES, digit_models
 from paperlib.paper.tighter_training import ALPHA_STEPS, IMAGES, SUBSET, measured, tradeoff_models
 from paperlib.runtime.parallel import in_parallel, training_jobs
-from paperlib.runtime.rows import read_header
 from paperlib.training.config import TrainConfig
 from paperlib.training.sweep import trained
 
@@ -135,8 +134,8 @@ def _row(
     if config in before:
         vae, seconds = before[config]
     else:
-        vae = trained(config, folder).vae
-        seconds = read_header(folder / "history.csv")["seconds"]
+        done = trained(config, folder)
+        vae, seconds = done.vae, done.seconds
     return {
         "group": model.group,
         "recipe": model.recipe,

@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from time import perf_counter
 from typing import Any
 
 import pandas as pd
@@ -55,11 +54,8 @@ def trained(run: Run, folder: Path) -> Trained:
     if "convolutional" in run.recipe:
         data = _as_images(data)
     place = folder / f"{run.config.digest}-{run.recipe}-{run.trial}"
-    timing, start = place / "seconds", perf_counter()
-    vae = train(run.config, vae=model, data=data, device="cpu", folder=place).vae
-    if not timing.is_file():
-        timing.write_text(repr(perf_counter() - start))
-    return Trained(materialize(vae), float(timing.read_text()))
+    done = train(run.config, vae=model, data=data, device="cpu", folder=place)
+    return Trained(materialize(done.vae), done.seconds)
 
 
 def _as_images(data: Dataset) -> Dataset:

@@ -5,6 +5,7 @@ import math
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import pandas as pd
@@ -35,6 +36,7 @@ class TrainResult:
 
     vae: VAE
     history: pd.DataFrame
+    seconds: float  # of all epochs, also of those before an interruption
 
 
 class TrainingDivergedError(ArithmeticError):
@@ -112,6 +114,7 @@ def train(
         Progress(name, config.steps) as progress,
     ):
         progress.step(state.step)
+        start = perf_counter() - state.seconds
         loss: nn.Module = _Loss(state.vae, objective)
         if rank_and_world_size()[1] > 1:
             loss = DistributedDataParallel(loss)
@@ -127,13 +130,14 @@ def train(
                 raise _diverged(what, state.step - 1, state)
             state.rows.append(row)
             state.good.load_state_dict(state.result.state_dict())
+            state.seconds = perf_counter() - start
             save()
             progress.step(
                 0, note=f"clean {row['clean']:.1f}, KL {row['kl']:.1f}, certified {rounded_down(row['certified'])} nats"
             )
     if rank_and_world_size()[0] == 0 and (warning := collapse_warning(state.rows[-1]["kl"])):
         warnings.warn(warning, CollapsedPosteriorWarning, stacklevel=2)
-    return TrainResult(state.result.cpu().eval(), pd.DataFrame(state.rows))
+    return TrainResult(state.result.cpu().eval(), pd.DataFrame(state.rows), state.seconds)
 
 
 def _split(data: Dataset, config: TrainConfig, any_shape: bool) -> tuple[Tensor, Tensor]:
@@ -222,7 +226,8 @@ def _check_finite(losses: Tensor, state: State) -> None:
 
 
 def _diverged(what: str, step: int, state: State) -> TrainingDivergedError:
-    return TrainingDivergedError(what, step, TrainResult(state.good.cpu().eval(), pd.DataFrame(state.rows)))
+    good = TrainResult(state.good.cpu().eval(), pd.DataFrame(state.rows), state.seconds)
+    return TrainingDivergedError(what, step, good)
 
 
 @torch.no_grad()

@@ -17,7 +17,7 @@ from paperlib.models.vae import VAE
 from paperlib.runtime.distributed import PeerStoppedError, on_rank_zero
 from paperlib.runtime.files import ConfigMismatchError, DamagedFileError, locked, read_tensors, write_tensors
 
-Snapshot = tuple[dict[str, Tensor], int, list[dict[str, float]]]  # the arguments of State.restore
+Snapshot = tuple[dict[str, Tensor], int, list[dict[str, float]], float]  # the arguments of State.restore
 
 
 class RunFolderError(OSError):
@@ -41,6 +41,7 @@ class State:
     step: int = 0
     rows: list[dict[str, float]] = field(default_factory=list)
     saved: int = 0  # epochs that the checkpoint in the run's folder holds
+    seconds: float = 0.0  # of training up to the end of the last epoch, interruptions not counted
     average: VAE | None = None
 
     @property
@@ -67,8 +68,8 @@ class State:
             "generator": self.generator.get_state(),
         }
 
-    def restore(self, tensors: Mapping[str, Tensor], step: int, rows: list[dict[str, float]]) -> None:
-        """Take over a stored state, to the bit: the inverse of `tensors`, `step` and `rows`."""
+    def restore(self, tensors: Mapping[str, Tensor], step: int, rows: list[dict[str, float]], seconds: float) -> None:
+        """Take over a stored state, to the bit: the inverse of `tensors`, and the other fields of these names."""
         weights: dict[str, Tensor] = {}
         average: dict[str, Tensor] = {}
         moments: dict[int, dict[str, Tensor]] = defaultdict(dict)
@@ -87,7 +88,7 @@ class State:
         self.good.load_state_dict(self.result.state_dict())
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
         self.generator.set_state(tensors["generator"])
-        self.step, self.rows, self.saved = step, rows, len(rows)
+        self.step, self.rows, self.saved, self.seconds = step, rows, len(rows), seconds
 
 
 def tensor_digest(tensors: Mapping[str, Tensor], about: object = None) -> str:
@@ -163,13 +164,14 @@ def _read(path: Path, identity: dict[str, Any]) -> Snapshot | None:
         ) from error
     if header["config"] != identity:
         raise ConfigMismatchError(path, header["config"], identity)
-    return tensors, header["step"], [dict(row) for row in header["rows"]]
+    return tensors, header["step"], [dict(row) for row in header["rows"]], header.get("seconds", 0.0)  # once not kept
 
 
 def _write(path: Path, state: State, identity: dict[str, Any]) -> None:
     tensors = state.tensors()
     # rows as pairs: JSON objects are written in alphabetical order, and columns have their own
-    header = {"config": identity, "step": state.step, "rows": [list(row.items()) for row in state.rows]}
+    rows = [list(row.items()) for row in state.rows]
+    header = {"config": identity, "step": state.step, "rows": rows, "seconds": state.seconds}
     try:
         write_tensors(path, tensors, {**header, "digest": tensor_digest(tensors, header)})
     except (OSError, SafetensorError) as error:

@@ -117,15 +117,13 @@ def trained(
 
     Raises what `train` raises.
     """
-    start = perf_counter()
     result = train(config, device=device, folder=folder, data=data)
-    seconds = perf_counter() - start
     history = Path(folder) / "history.csv"
 
     def write() -> None:
         save(Path(folder) / "model.safetensors", result.vae, config)
         if _read(history, config.as_dict()) is None:  # else the run was finished before this call
-            write_rows(history, result.history, config.as_dict(), origin or data_origin(config.dataset), seconds)
+            write_rows(history, result.history, config.as_dict(), origin or data_origin(config.dataset), result.seconds)
 
     on_rank_zero(write)
     return result

@@ -61,8 +61,9 @@ def test_rows_train_and_measure_each_network_and_find_finished_ones(rows: pd.Dat
     assert (rows["crown"] <= rows["attacked"]).all() and (rows["attacked"] <= rows["subset_clean"]).all()
     assert (rows[["seconds", "crown_ibp_ms", "crown_ms"]] > 0).all(axis=None)
     model = models[1]
-    vae, seconds = conv_front.trained(model, tmp_path / model.config.digest)
-    assert seconds == rows["seconds"][1]
+    done = conv_front.trained(model, tmp_path / model.config.digest)
+    vae = done.vae
+    assert done.seconds == rows["seconds"][1]
     test = model.images(load_dataset("mnist5k", "test"))
     again = certify(vae, test.x[:3], test.ball(0.1), evaluation_noise(3, 20)[0], method="crown-ibp")
     assert rows["crown_ibp"][1] == pytest.approx(again["certified"].mean(), rel=1e-9)

@@ -50,7 +50,7 @@ def test_tradeoff_rows_train_and_measure_each_model(
 
     def train(config: TrainConfig, *, folder: Path) -> TrainResult:
         assert folder == tmp_path / config.digest
-        return TrainResult(config.build().eval(), pd.DataFrame())
+        return TrainResult(config.build().eval(), pd.DataFrame(), 0.0)
 
     monkeypatch.setattr(tighter, "train", train)
     rows = tighter.tradeoff_rows(test, "smoke", tmp_path)

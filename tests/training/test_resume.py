@@ -90,6 +90,15 @@ def test_a_folder_changes_no_bit_and_holds_one_file_and_a_lock(tmp_path: Path) -
     assert sorted(content(tmp_path / "a" / "run")) == ["checkpoint.safetensors", "lock"]
 
 
+def test_the_seconds_of_all_calls_are_counted_and_kept(begun: Path) -> None:
+    before = read_tensors(begun / "checkpoint.safetensors")[1]["seconds"]
+    clock = iter(range(1_000))
+    with patch.object(loop, "perf_counter", lambda: float(next(clock))):
+        seconds = run(begun).seconds
+    assert seconds == pytest.approx(before + next(clock) - 1, abs=1e-9) and 0 < before < seconds
+    assert run(begun).seconds == seconds
+
+
 def test_the_folder_may_be_a_string(tmp_path: Path) -> None:
     train(SMALL, data=stripes(), device="cpu", folder=str(tmp_path / "run"))
     assert (tmp_path / "run" / "checkpoint.safetensors").is_file()
