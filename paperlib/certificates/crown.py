@@ -5,7 +5,7 @@ relaxed: those of interval propagation (CROWN-IBP: Zhang et al. 2020, arXiv 1906
 bounds of every quantity (CROWN: Zhang et al. 2018, arXiv 1811.00866).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,8 +15,8 @@ from paperlib.bounds.box import Interval
 from paperlib.certificates.backward import RelaxedVAE, linear_lower, linear_upper
 from paperlib.certificates.interval_elbo import elbo_lower, elbo_upper
 from paperlib.certificates.method import METHODS, MemoryUse, Problem, TrainableMethod
-from paperlib.certificates.refinement import has_unit_passes, refine
-from paperlib.certificates.unit_bounds import ROWS
+from paperlib.certificates.refinement import refine, refine_by_unit, refine_without_unit_passes
+from paperlib.certificates.unit_bounds import ROWS, has_unit_passes
 from paperlib.models.elbo import Target
 from paperlib.models.vae import VAE
 from paperlib.threats.perturbation import PerturbationSet
@@ -106,6 +106,54 @@ class Crown(CrownIBP):
     @property
     def differentiable(self) -> bool:
         return False
+
+    def lower(
+        self,
+        vae: VAE,
+        x: Tensor,
+        ball: PerturbationSet,
+        noise: Tensor,
+        target: Target = "perturbed",
+        sound: bool = False,
+    ) -> Tensor:
+        (lower,) = self._apart(lambda *own: [self.lower_from(*own)], vae, x, ball, noise, target, sound)
+        return lower
+
+    def bounds(
+        self,
+        vae: VAE,
+        x: Tensor,
+        ball: PerturbationSet,
+        noise: Tensor,
+        target: Target = "perturbed",
+        sound: bool = False,
+    ) -> Interval:
+        return Interval(*self._apart(lambda *own: [*self.bounds_over(*own)], vae, x, ball, noise, target, sound))
+
+    def _apart(
+        self,
+        bound: Callable[[Problem, RelaxedVAE], list[Tensor]],
+        vae: VAE,
+        x: Tensor,
+        ball: PerturbationSet,
+        noise: Tensor,
+        target: Target,
+        sound: bool,
+    ) -> list[Tensor]:
+        """The bounds of all examples. Those whose units have passes of their own are bounded apart from the others,
+        which would pay for these passes, too.
+        """
+        problem = Problem.checked(vae, x, ball, noise, target, sound)
+        relaxed = super().relax(problem)
+        refined, loose = refine_without_unit_passes(relaxed)
+        if loose.any() and loose.all():
+            return bound(problem, refine_by_unit(relaxed, loose, self.alpha_steps))
+        ends = bound(problem, refined)
+        if not loose.any():
+            return ends
+        rows = loose.nonzero()[:, 0]
+        own = self._apart(bound, vae, x[rows], ball.rows(rows, x), noise[rows], target, sound)
+        return [end.index_copy(0, rows, part) for end, part in zip(ends, own, strict=True)]
 
     def relax(self, problem: Problem) -> RelaxedVAE:
         return refine(super().relax(problem), self.alpha_steps)

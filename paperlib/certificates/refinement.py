@@ -26,35 +26,36 @@ from paperlib.certificates.backward_rounding import ACCUMULATION_ERROR, Posterio
 from paperlib.certificates.input_term import InputTerm
 from paperlib.certificates.latent_zonotope import Zonotope, reparametrize
 from paperlib.certificates.relaxed_layer import RelaxedLayer
-from paperlib.certificates.unit_bounds import DecoderPass, EncoderPass, bends, bound_units, own_units
+from paperlib.certificates.unit_bounds import DecoderPass, EncoderPass, bends, bound_units, has_unit_passes, own_units
 from paperlib.threats.perturbation import ChangeRegion, Region
 
-LOST = 0.15  # share of the output's boxes from which on units get passes of their own: see `refine`
+LOST = 0.15  # share of the output's boxes from which on units get passes of their own
 
 
-@torch.no_grad()
 def refine(relaxed: RelaxedVAE, alpha_steps: int = 0) -> RelaxedVAE:
     """The same VAE relaxed over tighter boxes of everything after the encoder's first activation (CROWN).
-
-    Units get backward passes of their own in examples for which the zonotope says little: where more than LOST of the
-    output's boxes is what the decoder's relaxations lose, which is no function of the latents. In networks that were
-    trained for the radius it is about a tenth, and such passes cost many times the rest and gain next to nothing.
 
     Args:
         alpha_steps: of the optimisation of the alphas of each unit, where units have passes of their own.
     """
-    refined, lost = _refine(relaxed)
-    if has_unit_passes(relaxed) and (lost > LOST).any():
-        refined, _ = _refine(relaxed, lost > LOST, alpha_steps)
-    return refined
+    refined, loose = refine_without_unit_passes(relaxed)
+    return refine_by_unit(relaxed, loose, alpha_steps) if loose.any() else refined
 
 
-def has_unit_passes(relaxed: RelaxedVAE) -> bool:
-    """Whether units may get backward passes of their own: where a half of the VAE has several nonlinear layers.
-    Behind a single one the zonotope of the latents does almost as much, at a part of the cost.
+@torch.no_grad()
+def refine_without_unit_passes(relaxed: RelaxedVAE) -> tuple[RelaxedVAE, Tensor]:
+    """What `refine` gives without backward passes of single units, and the examples that want them, [batch]: those in
+    which more than LOST of the output's boxes is what the decoder's relaxations lose, which is no function of the
+    latents. In networks that were trained for the radius it is about a tenth, and such passes gain next to nothing.
     """
-    halves = relaxed.encoder, relaxed.decoder
-    return any(sum(isinstance(layer.relaxation, LinearRelaxation) for layer in half) > 1 for half in halves)
+    refined, lost = _refine(relaxed)
+    return refined, lost > (LOST if has_unit_passes(relaxed) else torch.inf)
+
+
+@torch.no_grad()
+def refine_by_unit(relaxed: RelaxedVAE, examples: Tensor, alpha_steps: int) -> RelaxedVAE:
+    """The same; in these examples, [batch], units have passes of their own."""
+    return _refine(relaxed, examples, alpha_steps)[0]
 
 
 def _refine(relaxed: RelaxedVAE, by_unit: Tensor | None = None, alpha_steps: int = 0) -> tuple[RelaxedVAE, Tensor]:
@@ -64,8 +65,7 @@ def _refine(relaxed: RelaxedVAE, by_unit: Tensor | None = None, alpha_steps: int
         by_unit: in which examples the encoder is refined and units have passes of their own, [batch]; None: in none.
     """
     encoder = relaxed.encoder if by_unit is None else _refine_encoder(relaxed, by_unit, alpha_steps)
-    region = relaxed.bounds.region
-    raw = relaxed.bounds.encoder[-1].lower
+    region, raw = relaxed.bounds.region, relaxed.bounds.encoder[-1].lower
     posterior = _backward_zonotope(encoder, region, unit_rows(raw).expand(-1, *raw.shape))
     box = posterior.box.intersect(relaxed.bounds.encoder[-1])
     if by_unit is not None:

@@ -17,7 +17,7 @@ from paperlib.bounds.linear import AlphaSelector, LinearRelaxation, backward_sub
 from paperlib.bounds.relaxation import Relaxation
 from paperlib.bounds.rounding import magnitude
 from paperlib.certificates.alpha import optimize_alpha
-from paperlib.certificates.backward import backward_pass
+from paperlib.certificates.backward import RelaxedVAE, backward_pass
 from paperlib.certificates.backward_rounding import ACCUMULATION_ERROR, PosteriorRounding, cancellation
 from paperlib.certificates.relaxed_layer import RelaxedLayer
 from paperlib.threats.perturbation import Region
@@ -76,6 +76,14 @@ class DecoderPass:
         of_log_var, offset = backward_substitute(of_mean * self.noise, self.scale, select_alpha)
         posterior = torch.cat([of_mean, of_log_var], 2)
         return self.encoder.from_posterior(posterior, constant + offset.sum(2), select_alpha)
+
+
+def has_unit_passes(relaxed: RelaxedVAE) -> bool:
+    """Whether units may get backward passes of their own: where a half of the VAE has several nonlinear layers.
+    Behind a single one the zonotope of the latents does almost as much, at a part of the cost.
+    """
+    halves = relaxed.encoder, relaxed.decoder
+    return any(sum(isinstance(layer.relaxation, LinearRelaxation) for layer in half) > 1 for half in halves)
 
 
 def bound_units(

@@ -27,6 +27,7 @@ def front(rows: pd.DataFrame, tradeoff: pd.DataFrame, ceiling: float, caption: s
     robust = rows[rows["kappa"] < 1]
     parts = (robust[robust["group"] == NOTEBOOK_2], tradeoff, robust[robust["group"] == OURS])
     for (name, look), part in zip(LOOKS.items(), parts, strict=True):
+        below = name == "notebook 2"  # where no line of the others passes
         axes[0].plot(part["clean"], part["crown_ibp"], ls="none", ms=3, mfc="none", mew=0.7, **look)
         mean = part.groupby("kappa", as_index=False)[["clean", "crown_ibp"]].mean()
         axes[0].plot(mean["clean"], mean["crown_ibp"], ms=5, label=name, **look)
@@ -34,8 +35,10 @@ def front(rows: pd.DataFrame, tradeoff: pd.DataFrame, ceiling: float, caption: s
             axes[0].annotate(
                 f"$\\kappa={point['kappa']:g}$",
                 (point["clean"], point["crown_ibp"]),
-                xytext=(5, 4),
+                xytext=(0, -6) if below else (5, 4),
                 textcoords="offset points",
+                ha="center" if below else "left",
+                va="top" if below else "baseline",
                 fontsize=6,
             )
     axes[0].axhline(ceiling, **CEILING_LOOK)
