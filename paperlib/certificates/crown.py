@@ -116,7 +116,7 @@ class Crown(CrownIBP):
         target: Target = "perturbed",
         sound: bool = False,
     ) -> Tensor:
-        (lower,) = self._apart(lambda *own: [self.lower_from(*own)], vae, x, ball, noise, target, sound)
+        (lower,) = self._apart(lambda of, *own: [of.lower_from(*own)], vae, x, ball, noise, target, sound)
         return lower
 
     def bounds(
@@ -128,11 +128,11 @@ class Crown(CrownIBP):
         target: Target = "perturbed",
         sound: bool = False,
     ) -> Interval:
-        return Interval(*self._apart(lambda *own: [*self.bounds_over(*own)], vae, x, ball, noise, target, sound))
+        return Interval(*self._apart(lambda of, *own: [*of.bounds_over(*own)], vae, x, ball, noise, target, sound))
 
     def _apart(
         self,
-        bound: Callable[[Problem, RelaxedVAE], list[Tensor]],
+        bound: Callable[[CrownIBP, Problem, RelaxedVAE], list[Tensor]],
         vae: VAE,
         x: Tensor,
         ball: PerturbationSet,
@@ -147,8 +147,8 @@ class Crown(CrownIBP):
         relaxed = super().relax(problem)
         refined, loose = refine_without_unit_passes(relaxed)
         if loose.any() and loose.all():
-            return bound(problem, refine_by_unit(relaxed, loose, self.alpha_steps))
-        ends = bound(problem, refined)
+            return bound(self, problem, refine_by_unit(relaxed, loose, self.alpha_steps))
+        ends = bound(CrownIBP(self.alpha_steps), problem, refined)
         if not loose.any():
             return ends
         rows = loose.nonzero()[:, 0]
