@@ -64,7 +64,8 @@ def make(site: Site, notebook: Notebook, mark: str, *, redraw: bool) -> dict[str
     staging = site.work / ("redraw" if redraw else "staging")
     if redraw:
         shutil.rmtree(staging, ignore_errors=True)
-    continued = prepare(staging, mark)
+    trained_before = notebook.profile == "long" and any((site.work / "runs").glob("*"))
+    continued = prepare(staging, mark) or trained_before
     path = os.pathsep.join(filter(None, (str(site.root), os.environ.get("PYTHONPATH"))))  # this checkout's paperlib
     profile = "smoke" if site.profile == "smoke" else notebook.profile
     job = {

@@ -15,7 +15,7 @@ def points(rows: pd.DataFrame) -> pd.DataFrame:
     kept = rows[rows["group"].isin([OURS, NOTEBOOK_2])]
     return pd.DataFrame(
         {
-            "model": name,
+            "model": f"proVAE kappa={kappa:g}, longer" if name == OURS else name,
             "kappa": f"{kappa:g}",
             "training radius": f"{eps:g}",
             "clipped": f"{part['input_clip'].iloc[0]:g}" if part["input_clip"].iloc[0] else "no",

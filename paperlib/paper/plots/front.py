@@ -1,5 +1,7 @@
 """The figure of notebook 12: the front of clean and certified ELBO, and what each recipe brings at equal steps."""
 
+from typing import Any
+
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -27,7 +29,6 @@ def front(rows: pd.DataFrame, tradeoff: pd.DataFrame, ceiling: float, caption: s
     robust = rows[rows["kappa"] < 1]
     parts = (robust[robust["group"] == NOTEBOOK_2], tradeoff, robust[robust["group"] == OURS])
     for (name, look), part in zip(LOOKS.items(), parts, strict=True):
-        below = name == "notebook 2"  # where no line of the others passes
         axes[0].plot(part["clean"], part["crown_ibp"], ls="none", ms=3, mfc="none", mew=0.7, **look)
         mean = part.groupby("kappa", as_index=False)[["clean", "crown_ibp"]].mean()
         axes[0].plot(mean["clean"], mean["crown_ibp"], ms=5, label=name, **look)
@@ -35,11 +36,9 @@ def front(rows: pd.DataFrame, tradeoff: pd.DataFrame, ceiling: float, caption: s
             axes[0].annotate(
                 f"$\\kappa={point['kappa']:g}$",
                 (point["clean"], point["crown_ibp"]),
-                xytext=(0, -6) if below else (5, 4),
                 textcoords="offset points",
-                ha="center" if below else "left",
-                va="top" if below else "baseline",
                 fontsize=6,
+                **_beside(name, point["kappa"]),
             )
     axes[0].axhline(ceiling, **CEILING_LOOK)
     axes[0].margins(x=0.15)
@@ -48,6 +47,15 @@ def front(rows: pd.DataFrame, tradeoff: pd.DataFrame, ceiling: float, caption: s
     _recipes(axes[1], gains(rows))
     legend_above(figure, axes[0])
     return finish(figure, caption)
+
+
+def _beside(name: str, kappa: float) -> dict[str, Any]:
+    """Where a point has its label: no line and no other label passes there."""
+    if name == "notebook 2":
+        return {"xytext": (0, -6), "ha": "center", "va": "top"}
+    if name == "notebook 6" and kappa > 0:
+        return {"xytext": (6, -2), "ha": "left", "va": "top"}
+    return {"xytext": (5, 4), "ha": "left", "va": "baseline"}
 
 
 def gains(rows: pd.DataFrame) -> pd.Series:
