@@ -13,7 +13,7 @@ from paperlib.paper.words import Axis
 LOOKS = {
     "notebook 2": {"color": COLORS["VAE"], "marker": "s"},
     "notebook 6": {"color": COLORS["proVAE kappa=0"], "marker": "D"},
-    "longer, by the best recipe": {"color": COLORS["certified"], "marker": "o"},
+    "trained longer": {"color": COLORS["certified"], "marker": "o"},
 }
 
 

@@ -127,7 +127,7 @@ def test_no_legend_is_missing(name: str) -> None:
             for bound in ("intervals", "the linear bound")
             for mark in ("one seed", "mean of the seeds")
         },
-        "front": {"notebook 2", "notebook 6", "longer, by the best recipe", "ceiling of any model"},
+        "front": {"notebook 2", "notebook 6", "trained longer", "ceiling of any model"},
         "cost": {"target", "all of the step", "its bare matrix products"},
     }.get(name, set(SHOWN))
     assert sorted(legend_texts(figure)) == sorted(expected)
