@@ -15,7 +15,7 @@ def ladder_block() -> str:
     rows = read_rows(DATA / "10_ladder.csv")
     note = (
         "Mean distance below the strongest attack in nats, rounded up, and milliseconds for an image on one thread, "
-        f"on two cores at once; {rows['index'].nunique()} test images. "
+        f"side by side with another process; {rows['index'].nunique()} test images. "
     )
     search = read_rows(DATA / "10_branching.csv")
     reached = ladder_tables.branching_sentence(search)

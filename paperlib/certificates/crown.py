@@ -184,7 +184,7 @@ class Crown(CrownIBP):
 
 
 def _is_deep(vae: VAE) -> bool:
-    """Whether a half has several layers that may not be affine: units then have passes of their own."""
+    """Whether a half has several layers that may not be affine: units may then have passes of their own."""
     affine = (nn.Linear, nn.Conv2d, nn.ConvTranspose2d, nn.Flatten, nn.Unflatten, nn.Identity)
     leaves = ([m for m in half.modules() if not list(m.children())] for half in (vae.encoder, vae.decoder))
     return any(sum(not isinstance(layer, affine) for layer in layers) > 1 for layers in leaves)

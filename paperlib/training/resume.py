@@ -164,7 +164,8 @@ def _read(path: Path, identity: dict[str, Any]) -> Snapshot | None:
         ) from error
     if header["config"] != identity:
         raise ConfigMismatchError(path, header["config"], identity)
-    return tensors, header["step"], [dict(row) for row in header["rows"]], header.get("seconds", 0.0)  # once not kept
+    seconds = header.get("seconds", 0.0)  # which older checkpoints do not have
+    return tensors, header["step"], [dict(row) for row in header["rows"]], seconds
 
 
 def _write(path: Path, state: State, identity: dict[str, Any]) -> None:
