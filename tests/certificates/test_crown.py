@@ -312,6 +312,24 @@ def test_units_have_passes_of_their_own_in_the_examples_for_which_the_zonotope_s
             assert (end != same)[~examples].all()
 
 
+def test_boxes_do_not_depend_on_what_stands_beside_an_example_in_the_batch() -> None:
+    vae, x, noise = deep(nn.ReLU)
+
+    def relaxed(rows: slice) -> RelaxedVAE:
+        problem = Problem.checked(vae, x[rows], LinfBall(0.05), noise[rows], "perturbed", sound=False)
+        return RelaxedVAE.of(vae, problem.bounds, noise[rows])
+
+    _, loose = refinement.refine_without_unit_passes(relaxed(slice(4)))
+    assert loose.tolist() == [False, False, True, True]
+    together = refine(relaxed(slice(4)))
+    for i in range(4):
+        alone = refine(relaxed(slice(i, i + 1)))
+        for half in ("encoder", "decoder"):
+            for one, all_of_them in zip(getattr(alone, half), getattr(together, half), strict=True):
+                for end, ends in zip(one.box, all_of_them.box, strict=True):
+                    torch.testing.assert_close(end[0], ends[i], rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.parametrize(
     "ball", [PatchSet(2, 2), L2Ball(0.3), lighting(0.1, 0.1)], ids=lambda ball: type(ball).__name__
 )
