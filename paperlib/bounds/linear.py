@@ -13,7 +13,6 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.nn import functional as F
 
 from paperlib.bounds.box import Interval
 
@@ -138,19 +137,22 @@ class _BackwardSubstitution(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, coefficients: Tensor, *functions: Tensor) -> tuple[Tensor, Tensor]:
         lower_slope, lower_offset, upper_slope, upper_offset = functions
-        positive = coefficients.sign().clamp_(min=0)
-        slope = torch.lerp(upper_slope, lower_slope, positive)
-        offset = torch.lerp(upper_offset, lower_offset, positive)
-        ctx.save_for_backward(coefficients, slope, offset)
-        ctx.shapes = [part.shape for part in functions]
-        return coefficients * slope, coefficients * offset
+        positive, negative = coefficients.clamp(min=0), coefficients.clamp(max=0)
+        ctx.save_for_backward(coefficients, *functions)
+        offset = (positive * lower_offset).addcmul_(negative, upper_offset)
+        return positive.mul_(lower_slope).addcmul_(negative, upper_slope), offset
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, slope_gradient: Tensor, offset_gradient: Tensor) -> tuple[Tensor | None, ...]:
-        coefficients, slope, offset = ctx.saved_tensors
+        coefficients, *functions = ctx.saved_tensors
         needs_coefficients, *needs_functions = ctx.needs_input_grad
-        gradient = torch.addcmul(slope_gradient * slope, offset_gradient, offset) if needs_coefficients else None
+        gradient = None
+        if needs_coefficients:
+            lower_slope, lower_offset, upper_slope, upper_offset = functions
+            sign = coefficients.sign().clamp_(min=0)
+            slope, offset = torch.lerp(upper_slope, lower_slope, sign), torch.lerp(upper_offset, lower_offset, sign)
+            gradient = torch.addcmul(slope_gradient * slope, offset_gradient, offset)
         positive, negative = coefficients.clamp(min=0), coefficients.clamp(max=0)
         pairs = (
             (positive, slope_gradient),
@@ -159,8 +161,8 @@ class _BackwardSubstitution(torch.autograd.Function):
             (negative, offset_gradient),
         )
         return gradient, *(
-            (part * of_part).sum_to_size(shape) if needed else None
-            for (part, of_part), shape, needed in zip(pairs, ctx.shapes, needs_functions, strict=True)
+            (part * of_part).sum_to_size(function.shape) if needed else None
+            for (part, of_part), function, needed in zip(pairs, functions, needs_functions, strict=True)
         )
 
 
@@ -241,5 +243,5 @@ def concretize(coefficients: Tensor, box: Interval) -> Tensor:
         [*rows, batch].
     """
     # not through the difference of the ends, beside which the smaller one would be lost
-    terms = torch.addcmul(coefficients.clamp(max=0) * box.upper, F.relu(coefficients), box.lower)
+    terms = torch.minimum(coefficients * box.lower, coefficients * box.upper)
     return terms.flatten(1 - box.lower.ndim).sum(-1)

@@ -10,13 +10,14 @@ over the box has a closed form. So pixels and latents are bounded together, not 
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Self
 
 import torch
 from torch import Tensor
 
+from paperlib.bounds.box import Interval
 from paperlib.bounds.linear import (
     AlphaRelaxation,
     AlphaSelector,
@@ -83,6 +84,14 @@ class RelaxedVAE:
         decoder = relaxed_layers(vae.decoder, "decoder", bounds.decoder, deployed, roundings[1])
         rounding = None if deployed is None else PosteriorRounding.of(bounds, noise, scale, deployed)
         return cls(vae, bounds, noise, encoder, decoder, scale, deployed, rounding)
+
+    def over(self, mean: Interval, log_var: Interval) -> Self:
+        """The same over tighter boxes of mean and log_var; encoder and decoder stay."""
+        bounds, scale = replace(self.bounds, mean=mean, log_var=log_var), posterior_bounds.scale_relaxation(log_var)
+        rounding = self.rounding
+        if self.deployed is not None:
+            rounding = PosteriorRounding.of(bounds, self.noise, scale, self.deployed)
+        return replace(self, bounds=bounds, scale=scale, rounding=rounding)
 
     @property
     def value_rounding(self) -> Tensor:

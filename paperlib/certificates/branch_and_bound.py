@@ -23,7 +23,6 @@ from paperlib.certificates.intervals import IntervalBounds, target_box
 from paperlib.certificates.method import METHODS, MemoryUse, Method
 from paperlib.certificates.refinement import refine
 from paperlib.certificates.splitting import minimum
-from paperlib.certificates.unit_bounds import ROWS
 from paperlib.models.elbo import Target, check_inputs, check_target, check_targets, explain_misfit, unchecked_elbo
 from paperlib.models.vae import VAE
 from paperlib.threats.perturbation import BoxRegion, PerturbationSet, Region
@@ -80,7 +79,7 @@ class BranchAndBound(Method):
             return search.lower(self.tol, self.time_limit)
 
     def memory(self, vae: VAE, layer_sizes: Sequence[int]) -> MemoryUse:
-        return MemoryUse(per_image=max(ROWS, 2 * vae.latent_dim) * sum(layer_sizes))
+        return MemoryUse(per_image=max(64, 2 * vae.latent_dim) * sum(layer_sizes))
 
 
 METHODS["exact"] = BranchAndBound()

@@ -15,11 +15,13 @@ from paperlib.bounds.box import Interval
 from paperlib.certificates.backward import RelaxedVAE, linear_lower, linear_upper
 from paperlib.certificates.interval_elbo import elbo_lower, elbo_upper
 from paperlib.certificates.method import METHODS, MemoryUse, Problem, TrainableMethod
-from paperlib.certificates.refinement import refine, refine_by_unit, refine_without_unit_passes
-from paperlib.certificates.unit_bounds import ROWS, has_unit_passes
+from paperlib.certificates.refinement import refine, refine_by_zonotope
+from paperlib.certificates.unit_bounds import BYTES, has_unit_passes, refine_by_unit
 from paperlib.models.elbo import Target
 from paperlib.models.vae import VAE
 from paperlib.threats.perturbation import PerturbationSet
+
+IN_CACHE = 1_500_000  # numbers in the coefficients of all latents up to which a larger batch is faster on a CPU
 
 
 @dataclass(frozen=True)
@@ -144,10 +146,9 @@ class Crown(CrownIBP):
         which would pay for these passes, too.
         """
         problem = Problem.checked(vae, x, ball, noise, target, sound)
-        relaxed = super().relax(problem)
-        refined, loose = refine_without_unit_passes(relaxed)
+        refined, loose = refine_by_zonotope(super().relax(problem))
         if loose.any() and loose.all():
-            return bound(self, problem, refine_by_unit(relaxed, loose, self.alpha_steps))
+            return bound(self, problem, refine_by_unit(refined, self.alpha_steps, loose))
         ends = bound(CrownIBP(self.alpha_steps), problem, refined)
         if not loose.any():
             return ends
@@ -173,13 +174,16 @@ class Crown(CrownIBP):
         return lower
 
     def memory(self, vae: VAE, layer_sizes: Sequence[int]) -> MemoryUse:
-        # passes of units hold two functions of a part of a layer's units; with alphas these, their gradients, Adam's
-        # moments and the graph
-        rows = 5 * ROWS * (6 if self.alpha_steps else 1) if _is_deep(vae) else ROWS
+        of_units, largest_batch = 0, 100
+        if _is_deep(vae):
+            # a few tensors of as many units' passes as fit; with alphas those of all layers
+            of_units = 3 * BYTES // 8 * (len(layer_sizes) if self.alpha_steps else 1)
+            if not any(parameter.is_cuda for parameter in vae.parameters()):
+                largest_batch = max(1, min(100, IN_CACHE // (2 * vae.latent_dim * max(layer_sizes))))
         return MemoryUse(
-            per_image=max(rows, 2 * vae.latent_dim) * sum(layer_sizes),
-            fixed=max(layer_sizes) * sum(layer_sizes) // 2,
-            largest_batch=100,
+            per_image=max(64, 2 * vae.latent_dim) * sum(layer_sizes),
+            fixed=max(layer_sizes) * sum(layer_sizes) // 2 + of_units,
+            largest_batch=largest_batch,
         )
 
 

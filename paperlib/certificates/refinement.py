@@ -20,16 +20,15 @@ from paperlib.bounds.linear import LinearRelaxation, parallel, unit_rows
 from paperlib.bounds.relaxation import Affine
 from paperlib.bounds.rounding import magnitude
 from paperlib.bounds.rules import apply_rule
-from paperlib.certificates import posterior_bounds
 from paperlib.certificates.backward import RelaxedVAE
-from paperlib.certificates.backward_rounding import ACCUMULATION_ERROR, PosteriorRounding, layer_size
+from paperlib.certificates.backward_rounding import ACCUMULATION_ERROR, layer_size
 from paperlib.certificates.input_term import InputTerm
-from paperlib.certificates.latent_zonotope import Zonotope, reparametrize
+from paperlib.certificates.latent_zonotope import Zonotope, reduce_order, reparametrize
 from paperlib.certificates.relaxed_layer import RelaxedLayer
-from paperlib.certificates.unit_bounds import DecoderPass, EncoderPass, bends, bound_units, has_unit_passes, own_units
+from paperlib.certificates.unit_bounds import has_unit_passes, refine_by_unit
 from paperlib.threats.perturbation import ChangeRegion, Region
 
-LOST = 0.15  # share of the output's boxes from which on units get passes of their own
+LOST = 0.2  # share of the output's boxes from which on units get passes of their own
 
 
 def refine(relaxed: RelaxedVAE, alpha_steps: int = 0) -> RelaxedVAE:
@@ -38,48 +37,25 @@ def refine(relaxed: RelaxedVAE, alpha_steps: int = 0) -> RelaxedVAE:
     Args:
         alpha_steps: of the optimisation of the alphas of each unit, where units have passes of their own.
     """
-    refined, loose = refine_without_unit_passes(relaxed)
-    return refine_by_unit(relaxed, loose, alpha_steps) if loose.any() else refined
+    refined, loose = refine_by_zonotope(relaxed)
+    return refine_by_unit(refined, alpha_steps, loose) if loose.any() else refined
 
 
 @torch.no_grad()
-def refine_without_unit_passes(relaxed: RelaxedVAE) -> tuple[RelaxedVAE, Tensor]:
+def refine_by_zonotope(relaxed: RelaxedVAE) -> tuple[RelaxedVAE, Tensor]:
     """What `refine` gives without backward passes of single units, and the examples that want them, [batch]: those in
     which more than LOST of the output's boxes is what the decoder's relaxations lose, which is no function of the
     latents. In networks that were trained for the radius it is about a tenth, and such passes gain next to nothing.
     """
-    refined, lost = _refine(relaxed)
-    return refined, lost > (LOST if has_unit_passes(relaxed) else torch.inf)
-
-
-@torch.no_grad()
-def refine_by_unit(relaxed: RelaxedVAE, examples: Tensor, alpha_steps: int) -> RelaxedVAE:
-    """The same; in these examples, [batch], units have passes of their own."""
-    return _refine(relaxed, examples, alpha_steps)[0]
-
-
-def _refine(relaxed: RelaxedVAE, by_unit: Tensor | None = None, alpha_steps: int = 0) -> tuple[RelaxedVAE, Tensor]:
-    """The refined VAE, and the share of its output's boxes that is no function of the latents, [batch].
-
-    Args:
-        by_unit: in which examples the encoder is refined and units have passes of their own, [batch]; None: in none.
-    """
-    encoder = relaxed.encoder if by_unit is None else _refine_encoder(relaxed, by_unit, alpha_steps)
     region, raw = relaxed.bounds.region, relaxed.bounds.encoder[-1].lower
-    posterior = _backward_zonotope(encoder, region, unit_rows(raw).expand(-1, *raw.shape))
-    box = posterior.box.intersect(relaxed.bounds.encoder[-1])
-    if by_unit is not None:
-        box = bound_units(box, EncoderPass(encoder, region), alpha_steps, by_unit)
-    mean, log_var = box.chunk(2, 1)
+    posterior = _backward_zonotope(relaxed.encoder, region, unit_rows(raw).expand(-1, *raw.shape))
+    mean, log_var = posterior.box.intersect(relaxed.bounds.encoder[-1]).chunk(2, 1)
     latents, latent = reparametrize(relaxed, posterior, mean, log_var)
-    bounds = replace(relaxed.bounds, mean=mean, log_var=log_var)
-    scale = posterior_bounds.scale_relaxation(log_var)
-    deployed = relaxed.deployed
-    rounding = None if deployed is None else PosteriorRounding.of(bounds, relaxed.noise, scale, deployed)
-    refined = replace(relaxed, bounds=bounds, encoder=encoder, scale=scale, rounding=rounding)
-    decoder, output, lost = _refine_decoder(refined, latent, latents, by_unit, alpha_steps)
+    refined = relaxed.over(mean, log_var)
+    decoder, output, lost = _refine_decoder(refined, latent, latents)
     boxes = [*(layer.box for layer in decoder), output]
-    return replace(refined, bounds=replace(bounds, decoder=boxes), decoder=decoder), lost
+    refined = replace(refined, bounds=replace(refined.bounds, decoder=boxes), decoder=decoder)
+    return refined, lost > (LOST if has_unit_passes(relaxed) else torch.inf)
 
 
 def _backward_zonotope(layers: Sequence[RelaxedLayer], region: Region, coefficients: Tensor) -> Zonotope:
@@ -116,36 +92,6 @@ def _backward_zonotope(layers: Sequence[RelaxedLayer], region: Region, coefficie
     return Zonotope(center.T, errors.transpose(0, 1), independent_error.T, inputs)
 
 
-def _refine_encoder(relaxed: RelaxedVAE, by_unit: Tensor, alpha_steps: int) -> tuple[RelaxedLayer, ...]:
-    layers: list[RelaxedLayer] = []
-    after_nonlinearity = False  # only then is the interval box not tight
-    box = relaxed.bounds.input
-    for old in relaxed.encoder:
-        layer = RelaxedLayer.of(old.place, old.layer, box.intersect(old.box), relaxed.deployed)
-        if isinstance(layer.relaxation, LinearRelaxation):
-            if after_nonlinearity:
-                wanted = bends(layer.relaxation, layer.box) & by_unit.unsqueeze(1)
-                tighter = _zonotope_box(layers, relaxed.bounds.region, layer.box, wanted)
-                layer = RelaxedLayer.of(old.place, old.layer, tighter, relaxed.deployed)
-                backward = EncoderPass(layers, relaxed.bounds.region)
-                tighter = bound_units(tighter, backward, alpha_steps, by_unit, layer.relaxation)
-                layer = RelaxedLayer.of(old.place, old.layer, tighter, relaxed.deployed)
-            after_nonlinearity = True
-        layers.append(layer)
-        box = _image(layer)
-    return tuple(layers)
-
-
-def _zonotope_box(layers: Sequence[RelaxedLayer], region: Region, box: Interval, wanted: Tensor) -> Interval:
-    """The box of the output of some layers, tightened by the zonotope of the wanted units, [batch, units]."""
-    lower, upper = (box.lower.new_full(wanted.shape, bound) for bound in (-torch.inf, torch.inf))
-    for units, rows in own_units(wanted):
-        own = _backward_zonotope(layers, region, rows.to(lower).view(-1, *box.lower.shape)).box
-        lower, upper = lower.scatter(1, units, own.lower), upper.scatter(1, units, own.upper)
-    tighter = Interval(lower.where(wanted, -torch.inf), upper.where(wanted, torch.inf))
-    return box.intersect(tighter.map(lambda end: end.view_as(box.lower)))
-
-
 def _varies(layer: RelaxedLayer) -> Tensor:
     """Which inputs of a nonlinear layer need a tighter box: not those over whose box it is constant, as over most of a
     ReLU's in a robust network. [batch, *shape].
@@ -156,35 +102,25 @@ def _varies(layer: RelaxedLayer) -> Tensor:
     return image.lower < image.upper
 
 
-def _image(layer: RelaxedLayer) -> Interval:
-    image = apply_rule(interval_rule, layer.place, layer.layer, layer.box)
-    return image if layer.rounding is None else image.widen(layer.rounding)
-
-
 def _refine_decoder(
-    relaxed: RelaxedVAE, latent: Interval, latents: Zonotope, by_unit: Tensor | None, alpha_steps: int
+    relaxed: RelaxedVAE, latent: Interval, latents: Zonotope
 ) -> tuple[tuple[RelaxedLayer, ...], Interval, Tensor]:
     """The decoder relaxed over refined boxes, the refined box of its output, and the share of it that is lost."""
     layers: list[RelaxedLayer] = []
-    encoder = EncoderPass(relaxed.encoder, relaxed.bounds.region)
-    backward = DecoderPass(layers, relaxed.scale, relaxed.noise, relaxed.rounding, encoder)  # from those before a layer
     box = latent
     # each layer's output is  coefficients . (latent - center)  plus a rest in its box
     coefficients = unit_rows(latent.lower).expand(-1, *latent.lower.shape)
     rest = Interval(latents.center, latents.center)
     reach = torch.maximum(latents.box.upper - latents.center, latents.center - latents.box.lower)
-    generators = torch.cat([latents.generators, torch.diag_embed(latents.independent_error)], 2)
+    errors = torch.cat([latents.generators, torch.diag_embed(latents.independent_error)], 2)
+    generators = [reduce_order(of_example) for of_example in errors]
     for old in relaxed.decoder:
         layer = RelaxedLayer.of(old.place, old.layer, box.intersect(old.box), relaxed.deployed)
         if isinstance(layer.relaxation, LinearRelaxation):
-            wanted = _varies(layer)
-            tighter = layer.box.intersect(_spread(rest, coefficients, generators, latents.inputs, wanted))
-            if by_unit is not None:
-                layer = RelaxedLayer.of(old.place, old.layer, tighter, relaxed.deployed)
-                tighter = bound_units(tighter, backward, alpha_steps, by_unit, layer.relaxation)
+            tighter = layer.box.intersect(_spread(rest, coefficients, generators, latents.inputs, _varies(layer)))
             layer = RelaxedLayer.of(old.place, old.layer, tighter, relaxed.deployed)
         layers.append(layer)
-        box = _image(layer)
+        box = layer.image
         rounding = _forward_rounding(layer, coefficients, rest, reach)
         if isinstance(layer.relaxation, Affine):
             image = layer.layer(coefficients.flatten(0, 1)) - layer.relaxation.offset
@@ -199,10 +135,7 @@ def _refine_decoder(
     every = torch.ones_like(box.lower, dtype=torch.bool)
     spread = _spread(rest, coefficients, generators, latents.inputs, every)
     lost = rest.radius.flatten(1).sum(1) / spread.radius.flatten(1).sum(1)
-    box = box.intersect(spread)
-    if by_unit is not None:
-        box = bound_units(box, backward, alpha_steps, by_unit)
-    return tuple(layers), box, lost
+    return tuple(layers), box.intersect(spread), lost
 
 
 def _forward_rounding(layer: RelaxedLayer, coefficients: Tensor, rest: Interval, reach: Tensor) -> Tensor:
@@ -222,7 +155,7 @@ def _forward_rounding(layer: RelaxedLayer, coefficients: Tensor, rest: Interval,
 
 
 def _spread(
-    rest: Interval, coefficients: Tensor, generators: Tensor, inputs: InputTerm | None, wanted: Tensor
+    rest: Interval, coefficients: Tensor, generators: list[Tensor], inputs: InputTerm | None, wanted: Tensor
 ) -> Interval:
     """The box of  coefficients . (latent - center) + rest,  [batch, *shape]; unbounded where it is not wanted."""
     box = rest.widen(_radius(coefficients, generators, wanted.flatten(1)).view_as(rest.lower))
@@ -232,12 +165,12 @@ def _spread(
     return Interval(box.lower + lower.view_as(box.lower), box.upper + upper.view_as(box.upper))
 
 
-def _radius(coefficients: Tensor, generators: Tensor, wanted: Tensor) -> Tensor:
+def _radius(coefficients: Tensor, generators: list[Tensor], wanted: Tensor) -> Tensor:
     """sum over errors of |coefficients . generators|, [batch, units]; infinite where it is not wanted.
 
     Args:
         coefficients: [latent, batch, *shape], with as many units as shape has numbers.
-        generators: [batch, latent, errors].
+        generators: of each example, [latent, errors].
         wanted: [batch, units].
     """
     units = coefficients.flatten(2).permute(1, 2, 0)
@@ -245,6 +178,5 @@ def _radius(coefficients: Tensor, generators: Tensor, wanted: Tensor) -> Tensor:
     radius = torch.full_like(units[..., 0], torch.inf)
     # one by one: the product stays in the cache
     for part, own, some, out in zip(units, generators, wanted, radius, strict=True):
-        nonzero = own[:, own.any(0)]  # a unit whose sign is fixed has no error
-        out[some] = (part[some] @ nonzero).abs_().sum(1)
-    return radius * outward(generators.shape[1] + generators.shape[2], radius.dtype)
+        out[some] = (part[some] @ own).abs_().sum(1) * outward(sum(own.shape), radius.dtype)
+    return radius

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from paperlib.bounds.box import Interval
+from paperlib.bounds.interval import interval_rule
 from paperlib.bounds.relaxation import Relaxation, relaxation_rule
 from paperlib.bounds.rounding import rounding_rule
 from paperlib.bounds.rules import apply_rule, named_layers
@@ -41,6 +42,12 @@ class RelaxedLayer:
             rounding = apply_rule(rounding_rule, place, layer, box).bound(deployed)
         error = rounding + ACCUMULATION_ERROR * layer_size(layer, box, relaxation)
         return cls(place, layer, box, relaxation, rounding, error)
+
+    @property
+    def image(self) -> Interval:
+        """The box of the layer's output, as the interval rule gives it."""
+        image = apply_rule(interval_rule, self.place, self.layer, self.box)
+        return image if self.rounding is None else image.widen(self.rounding)
 
 
 def relaxed_layers(

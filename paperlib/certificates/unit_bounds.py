@@ -5,47 +5,55 @@ The passes of a unit depend on the boxes of the layers before it alone, and on n
 can be optimised for the unit itself, and whatever bounds it better bounds all that follows better.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import partial
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from paperlib.bounds.box import Interval
 from paperlib.bounds.linear import AlphaSelector, LinearRelaxation, backward_substitute, initial_alpha
-from paperlib.bounds.relaxation import Relaxation
+from paperlib.bounds.relaxation import Affine, Relaxation
 from paperlib.bounds.rounding import magnitude
+from paperlib.certificates import posterior_bounds
 from paperlib.certificates.alpha import optimize_alpha
 from paperlib.certificates.backward import RelaxedVAE, backward_pass
 from paperlib.certificates.backward_rounding import ACCUMULATION_ERROR, PosteriorRounding, cancellation
 from paperlib.certificates.relaxed_layer import RelaxedLayer
 from paperlib.threats.perturbation import Region
 
-ROWS = 64  # units that are bounded at a time
+# Of the largest tensor of the passes at a time. A CPU's allocator gives the memory of larger ones back to the system
+# each time, and asking for it again costs more than the passes themselves.
+BYTES = 1 << 21
+BYTES_ON_GPU = 1 << 27
 
 
 @dataclass(frozen=True)
 class EncoderPass:
     """Backward substitution from the last of some layers of the encoder to a region of inputs."""
 
-    layers: Sequence[RelaxedLayer]
+    layers: tuple[RelaxedLayer, ...]
     region: Region
+    rounded: bool  # whether the passes have terms for rounding
 
     @property
-    def rounded(self) -> bool:
-        """Whether the passes have terms for rounding."""
-        return any(layer.error is not None for layer in self.layers)
+    def is_tighter_than_intervals(self) -> bool:
+        return any(isinstance(layer.relaxation, LinearRelaxation) for layer in self.layers)
 
-    def __call__(self, coefficients: Tensor, select_alpha: AlphaSelector) -> Tensor:
-        """A lower bound of  coefficients . units  over the region, [rows, batch].
+    @property
+    def width(self) -> int:
+        """Numbers of an example on the way, at most."""
+        return max(end[0].numel() for end in (self.region.box.lower, *(layer.box.lower for layer in self.layers)))
+
+    def __call__(self, coefficients: Tensor, constant: Tensor, select_alpha: AlphaSelector) -> Tensor:
+        """A lower bound of  coefficients . units + constant  over the region, [rows, batch].
 
         Args:
             coefficients: [rows, batch, *shape].
+            constant: [rows, batch].
         """
-        return self.from_posterior(coefficients, coefficients.new_zeros(coefficients.shape[:2]), select_alpha)
-
-    def from_posterior(self, coefficients: Tensor, constant: Tensor, select_alpha: AlphaSelector) -> Tensor:
         coefficients, constant = backward_pass(self.layers, coefficients, constant, select_alpha)
         lower = constant + self.region.concretize(coefficients)
         if self.rounded:
@@ -58,7 +66,7 @@ class EncoderPass:
 class DecoderPass:
     """The same from the last of some layers of the decoder, through the reparametrisation and the whole encoder."""
 
-    layers: Sequence[RelaxedLayer]
+    layers: tuple[RelaxedLayer, ...]
     scale: LinearRelaxation  # of exp(log_var / 2), [batch, latent_dim]
     noise: Tensor  # [batch, latent_dim]
     rounding: PosteriorRounding | None  # None: real arithmetic
@@ -68,14 +76,23 @@ class DecoderPass:
     def rounded(self) -> bool:
         return self.rounding is not None
 
-    def __call__(self, coefficients: Tensor, select_alpha: AlphaSelector) -> Tensor:
-        constant = coefficients.new_zeros(coefficients.shape[:2])
+    @property
+    def is_tighter_than_intervals(self) -> bool:
+        return True
+
+    @property
+    def width(self) -> int:
+        return max(self.encoder.width, *(layer.box.lower[0].numel() for layer in self.layers), 0)
+
+    def __call__(self, coefficients: Tensor, constant: Tensor, select_alpha: AlphaSelector) -> Tensor:
         of_mean, constant = backward_pass(self.layers, coefficients, constant, select_alpha)
         if self.rounding is not None:
             constant = constant - (of_mean.abs() * self.rounding.latent).sum(2)
         of_log_var, offset = backward_substitute(of_mean * self.noise, self.scale, select_alpha)
-        posterior = torch.cat([of_mean, of_log_var], 2)
-        return self.encoder.from_posterior(posterior, constant + offset.sum(2), select_alpha)
+        return self.encoder(torch.cat([of_mean, of_log_var], 2), constant + offset.sum(2), select_alpha)
+
+
+Pass = TypeVar("Pass", EncoderPass, DecoderPass)
 
 
 def has_unit_passes(relaxed: RelaxedVAE) -> bool:
@@ -86,12 +103,59 @@ def has_unit_passes(relaxed: RelaxedVAE) -> bool:
     return any(sum(isinstance(layer.relaxation, LinearRelaxation) for layer in half) > 1 for half in halves)
 
 
-def bound_units(
+@torch.no_grad()
+def refine_by_unit(relaxed: RelaxedVAE, alpha_steps: int, examples: Tensor) -> RelaxedVAE:
+    """The same VAE relaxed over boxes that passes of single units have tightened, from the encoder's second activation
+    to the output.
+
+    Args:
+        alpha_steps: of the optimisation of each unit's alphas, for each end.
+        examples: whose boxes are tightened, [batch]; those of the others stay.
+    """
+    bounds, deployed = relaxed.bounds, relaxed.deployed
+    tighten = partial(_tighten, deployed=deployed, alpha_steps=alpha_steps, examples=examples)
+    encoder, box = tighten(relaxed.encoder, bounds.input, EncoderPass((), bounds.region, deployed is not None))
+    before = Interval(*(torch.cat(ends, 1) for ends in zip(bounds.mean, bounds.log_var, strict=True)))
+    posterior = bound_units(box.intersect(before), encoder, alpha_steps, examples)
+    refined = replace(relaxed.over(*posterior.chunk(2, 1)), encoder=encoder.layers)
+    latent = posterior_bounds.reparametrize_bounds(refined.bounds.mean, refined.bounds.log_var, refined.noise)
+    if refined.rounding is not None:
+        latent = latent.widen(refined.rounding.latent)
+    to_latents = DecoderPass((), refined.scale, refined.noise, refined.rounding, encoder)
+    decoder, box = tighten(relaxed.decoder, latent, to_latents)
+    output = bound_units(box.intersect(bounds.output), decoder, alpha_steps, examples)
+    boxes = [*(layer.box for layer in decoder.layers), output]
+    return replace(refined, bounds=replace(refined.bounds, decoder=boxes), decoder=decoder.layers)
+
+
+def _tighten(
+    half: Sequence[RelaxedLayer],
     box: Interval,
-    backward: EncoderPass | DecoderPass,
+    backward: Pass,
+    deployed: torch.dtype | None,
     alpha_steps: int,
     examples: Tensor,
-    relaxation: Relaxation | None = None,
+) -> tuple[Pass, Interval]:
+    """The pass through all layers of a half, relaxed over boxes that passes through the layers before have tightened,
+    and the box of its output.
+
+    Args:
+        box: of the first one's inputs.
+        backward: through none of them.
+    """
+    for old in half:
+        box = box.intersect(old.box)
+        layer = RelaxedLayer.of(old.place, old.layer, box, deployed)
+        if isinstance(layer.relaxation, LinearRelaxation):
+            box = bound_units(box, backward, alpha_steps, examples, layer.relaxation)
+            layer = RelaxedLayer.of(old.place, old.layer, box, deployed)
+        backward = replace(backward, layers=(*backward.layers, layer))
+        box = layer.image
+    return backward, box
+
+
+def bound_units(
+    box: Interval, backward: Pass, alpha_steps: int, examples: Tensor, relaxation: Relaxation | None = None
 ) -> Interval:
     """The box [batch, *shape], tightened by backward passes from the units that it bounds.
 
@@ -104,10 +168,16 @@ def bound_units(
     wanted = examples.unsqueeze(1).expand_as(low)
     if isinstance(relaxation, LinearRelaxation):
         wanted = wanted & bends(relaxation, box)
+    if not wanted.any() or not backward.is_tighter_than_intervals:
+        return box
     lower, upper = torch.full_like(low, -torch.inf), torch.full_like(high, torch.inf)
-    for units, picked in own_units(wanted):
-        rows = picked.to(low).view(-1, *box.lower.shape)
-        ends = optimize_alpha(partial(backward, torch.cat([rows, -rows])), alpha_steps)
+    affine, before = _affine_end(backward.layers)
+    of_inputs = replace(backward, layers=before)
+    count = int(wanted.sum(1).max())  # of the examples, those with fewer get some that are not wanted
+    numbers = wanted.byte().argsort(dim=1, descending=True, stable=True)[:, :count]
+    bytes_of_unit = 2 * len(low) * backward.width * low.element_size()
+    for units in numbers.split(max(1, (BYTES_ON_GPU if low.is_cuda else BYTES) // bytes_of_unit), 1):
+        ends = optimize_alpha(partial(of_inputs, *_rows_of(affine, units, box.lower)), alpha_steps)
         first, second = ends.chunk(2)
         lower, upper = lower.scatter(1, units, first.T), upper.scatter(1, units, -second.T)
     if not backward.rounded:
@@ -117,19 +187,31 @@ def bound_units(
     return box.intersect(tighter.map(lambda end: end.view_as(box.lower)))
 
 
-def own_units(wanted: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """The wanted units [batch, units] of each example, up to ROWS at a time.
+def _affine_end(layers: tuple[RelaxedLayer, ...]) -> tuple[tuple[RelaxedLayer, ...], tuple[RelaxedLayer, ...]]:
+    """The affine layers at the end, and those before them."""
+    count = len(layers)
+    while count and isinstance(layers[count - 1].relaxation, Affine):
+        count -= 1
+    return layers[count:], layers[:count]
 
-    Yields:
-        their numbers [batch, some], and 0 and 1 in rows that pick them, [some, batch, units]. Examples with fewer units
-        get some that are not wanted.
+
+def _rows_of(affine: Sequence[RelaxedLayer], units: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Outputs of affine layers, and their negatives, as linear functions of the input of these layers: coefficients
+    [2 * some, batch, *in_shape] and constant [2 * some, batch]. The coefficients of a unit are alike in all examples,
+    and computed once.
+
+    Args:
+        units: numbers of outputs in flat order, [batch, some].
+        like: a tensor of outputs, [batch, *shape].
     """
-    count = int(wanted.sum(1).max())
-    if count == 0:
-        return
-    for units in wanted.byte().argsort(dim=1, descending=True, stable=True)[:, :count].split(ROWS, 1):
-        rows = wanted.new_zeros(units.shape[1], *wanted.shape)
-        yield units, rows.scatter_(2, units.T.unsqueeze(2), True)
+    numbers, places = units.T.unique(return_inverse=True)
+    rows = like.new_zeros(len(numbers), like[0].numel())
+    rows = rows.scatter_(1, numbers.unsqueeze(1), 1).view(-1, 1, *like.shape[1:])
+    rows = torch.cat([rows, -rows])
+    coefficients, constant = backward_pass(affine, rows, rows.new_zeros(len(rows), 1), initial_alpha)
+    places = torch.cat([places, places + len(numbers)])
+    examples = torch.arange(len(units), device=units.device)
+    return coefficients[places, 0], constant.expand(-1, len(units))[places, examples]
 
 
 def bends(relaxation: LinearRelaxation, box: Interval) -> Tensor:
