@@ -77,10 +77,9 @@ def reduce_order(generators: Tensor) -> Tensor:
     "Reachability of uncertain linear systems using zonotopes"). Most errors of convolutions are small.
     """
     sizes, order = generators.abs().sum(0).sort(descending=True, stable=True)
-    sizes = sizes[sizes > 0]  # a unit whose sign is fixed has no error
     kept = 1 + int((sizes.cumsum(0) < KEPT * sizes.sum()).sum())
     if 4 * kept >= len(sizes):
-        return generators[:, generators.any(0)]
-    others = generators[:, order[kept : len(sizes)]]
+        return generators
+    others = generators[:, order[kept:]]
     box = others.abs().sum(1) * outward(others.shape[1], others.dtype)
     return torch.cat([generators[:, order[:kept]], box.diag()], 1)

@@ -113,7 +113,9 @@ def _refine_decoder(
     rest = Interval(latents.center, latents.center)
     reach = torch.maximum(latents.box.upper - latents.center, latents.center - latents.box.lower)
     errors = torch.cat([latents.generators, torch.diag_embed(latents.independent_error)], 2)
-    generators = [reduce_order(of_example) for of_example in errors]
+    generators = [own[:, own.any(0)] for own in errors]  # a unit whose sign is fixed has no error
+    if has_unit_passes(relaxed):  # so many errors that their products with all units are most of the cost
+        generators = [reduce_order(own) for own in generators]
     for old in relaxed.decoder:
         layer = RelaxedLayer.of(old.place, old.layer, box.intersect(old.box), relaxed.deployed)
         if isinstance(layer.relaxation, LinearRelaxation):

@@ -350,14 +350,14 @@ def test_passes_of_units_reach_sets_that_are_no_box(ball: PerturbationSet) -> No
 def test_a_zonotope_of_many_small_errors_is_contained_in_one_of_fewer() -> None:
     torch.manual_seed(0)
     large, small = torch.randn(3, 10).double(), 1e-5 * torch.randn(3, 200).double()
-    generators = torch.cat([small, large, torch.zeros(3, 50).double()], 1)[:, torch.randperm(260)]
+    generators = torch.cat([small, large], 1)[:, torch.randperm(210)]
     fewer = reduce_order(generators)
     assert fewer.shape == (3, 10 + 3)  # a box stands for the small ones
     directions = torch.randn(1000, 3).double()
     reach, wider = ((directions @ each).abs().sum(1) for each in (generators, fewer))
     assert (reach <= wider).all() and (wider < 1.001 * reach).all()
     alike = torch.randn(3, 20).double()
-    assert torch.equal(reduce_order(torch.cat([alike, torch.zeros(3, 5).double()], 1)), alike)
+    assert torch.equal(reduce_order(alike), alike)
 
 
 def test_one_hidden_layer_is_bounded_as_before_without_passes_of_units(monkeypatch: pytest.MonkeyPatch) -> None:
