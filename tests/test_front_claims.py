@@ -8,7 +8,7 @@ from test_claims import needs_mnist
 
 from paperlib import certify, load, load_dataset
 from paperlib.certificates.evaluation import evaluation_noise
-from paperlib.paper import front, front_tables
+from paperlib.paper import conv_front, conv_tables, front, front_tables
 from paperlib.paper import tighter_training as tighter
 from paperlib.paper.mnist_training import EPS
 from paperlib.runtime.rows import read_header, read_rows
@@ -51,6 +51,11 @@ def test_the_claim_of_notebook_12_holds(rows: pd.DataFrame) -> None:
     tradeoff = read_rows(DATA / "06_tradeoff.csv", tighter.tradeoff_config("mnist", "paper"))
     statements = front_tables.claim(rows, tradeoff[tradeoff["bound"] == "crown-ibp"])
     assert all(statements.values()), statements
+
+
+def test_crown_takes_at_most_four_times_as_long_for_a_convolutional_network_on_mnist() -> None:
+    compared = conv_tables.comparison(read_rows(DATA / "12_conv.csv", conv_front.conv_config("mnist", "long")))
+    assert compared.loc["mnist", "crown_times"] <= 4
 
 
 @needs_mnist

@@ -40,12 +40,13 @@ class EncoderPass:
 
     @property
     def is_tighter_than_intervals(self) -> bool:
+        """Whether a pass can be: intervals lose nothing in affine layers alone."""
         return any(isinstance(layer.relaxation, LinearRelaxation) for layer in self.layers)
 
     @property
     def width(self) -> int:
         """Numbers of an example on the way, at most."""
-        return max(end[0].numel() for end in (self.region.box.lower, *(layer.box.lower for layer in self.layers)))
+        return max(box.lower[0].numel() for box in (self.region.box, *(layer.box for layer in self.layers)))
 
     def __call__(self, coefficients: Tensor, constant: Tensor, select_alpha: AlphaSelector) -> Tensor:
         """A lower bound of  coefficients . units + constant  over the region, [rows, batch].
@@ -82,7 +83,7 @@ class DecoderPass:
 
     @property
     def width(self) -> int:
-        return max(self.encoder.width, *(layer.box.lower[0].numel() for layer in self.layers), 0)
+        return max([self.encoder.width, *(layer.box.lower[0].numel() for layer in self.layers)])
 
     def __call__(self, coefficients: Tensor, constant: Tensor, select_alpha: AlphaSelector) -> Tensor:
         of_mean, constant = backward_pass(self.layers, coefficients, constant, select_alpha)
@@ -168,7 +169,7 @@ def bound_units(
     wanted = examples.unsqueeze(1).expand_as(low)
     if isinstance(relaxation, LinearRelaxation):
         wanted = wanted & bends(relaxation, box)
-    if not wanted.any() or not backward.is_tighter_than_intervals:
+    if not (backward.is_tighter_than_intervals and wanted.any()):
         return box
     lower, upper = torch.full_like(low, -torch.inf), torch.full_like(high, torch.inf)
     affine, before = _affine_end(backward.layers)

@@ -89,8 +89,8 @@ def test_at_equal_clean_elbo_a_nat_of_it_is_worth_a_nat_of_certificate() -> None
     compared = conv_tables.comparison(made_up(3.0, -2.0, 30.0))
     assert compared.index.tolist() == ["one", "other"]
     assert compared.loc["one"].to_dict() == {"clean": 3.0, "crown_ibp": -2.0, "at_equal_clean": 1.0, "crown_times": 4.0}
-    assert list(conv_tables.claim(made_up(3.0, -2.0, 71.0)).values()) == [False, False, False]
-    assert list(conv_tables.claim(made_up(2.0, -3.0, 70.0)).values()) == [True, True, True]
+    assert list(conv_tables.claim(made_up(3.0, -2.0, 41.0)).values()) == [False, False, False]
+    assert list(conv_tables.claim(made_up(2.0, -3.0, 40.0)).values()) == [True, True, True]
 
 
 def test_the_table_rounds_certificates_down() -> None:
