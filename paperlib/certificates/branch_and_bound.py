@@ -17,7 +17,7 @@ from torch import Tensor
 
 from paperlib.bounds.box import Interval
 from paperlib.certificates.backward import RelaxedVAE, linear_lower, linear_upper
-from paperlib.certificates.crown import slack
+from paperlib.certificates.crown import Crown, slack
 from paperlib.certificates.interval_elbo import elbo_lower, elbo_upper
 from paperlib.certificates.intervals import IntervalBounds, target_box
 from paperlib.certificates.method import METHODS, MemoryUse, Method
@@ -79,7 +79,7 @@ class BranchAndBound(Method):
             return search.lower(self.tol, self.time_limit)
 
     def memory(self, vae: VAE, layer_sizes: Sequence[int]) -> MemoryUse:
-        return MemoryUse(per_image=max(64, 2 * vae.latent_dim) * sum(layer_sizes))
+        return MemoryUse(per_image=Crown().memory(vae, layer_sizes).per_image)
 
 
 METHODS["exact"] = BranchAndBound()

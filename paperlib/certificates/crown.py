@@ -16,7 +16,7 @@ from paperlib.certificates.backward import RelaxedVAE, linear_lower, linear_uppe
 from paperlib.certificates.interval_elbo import elbo_lower, elbo_upper
 from paperlib.certificates.method import METHODS, MemoryUse, Problem, TrainableMethod
 from paperlib.certificates.refinement import refine, refine_by_zonotope
-from paperlib.certificates.unit_bounds import BYTES, has_unit_passes, refine_by_unit
+from paperlib.certificates.unit_bounds import BYTES, BYTES_ON_GPU, has_unit_passes, refine_by_unit
 from paperlib.models.elbo import Target
 from paperlib.models.vae import VAE
 from paperlib.threats.perturbation import PerturbationSet
@@ -176,9 +176,10 @@ class Crown(CrownIBP):
     def memory(self, vae: VAE, layer_sizes: Sequence[int]) -> MemoryUse:
         of_units, largest_batch = 0, 100
         if _is_deep(vae):
+            on_gpu = any(parameter.is_cuda for parameter in vae.parameters())
             # a few tensors of as many units' passes as fit; with alphas those of all layers
-            of_units = 3 * BYTES // 8 * (len(layer_sizes) if self.alpha_steps else 1)
-            if not any(parameter.is_cuda for parameter in vae.parameters()):
+            of_units = 3 * (BYTES_ON_GPU if on_gpu else BYTES) // 8 * (len(layer_sizes) if self.alpha_steps else 1)
+            if not on_gpu:
                 largest_batch = max(1, min(100, IN_CACHE // (2 * vae.latent_dim * max(layer_sizes))))
         return MemoryUse(
             per_image=max(64, 2 * vae.latent_dim) * sum(layer_sizes),

@@ -27,7 +27,7 @@ from paperlib.threats.perturbation import Region
 # Of the largest tensor of the passes at a time. A CPU's allocator gives the memory of larger ones back to the system
 # each time, and asking for it again costs more than the passes themselves.
 BYTES = 1 << 21
-BYTES_ON_GPU = 1 << 27
+BYTES_ON_GPU = 1 << 24
 
 
 @dataclass(frozen=True)

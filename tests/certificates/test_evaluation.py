@@ -315,6 +315,22 @@ def test_intermediate_results_keep_to_the_budget(
     assert 1 / 8 < rest / (memory * 2**30) * size / (size - 1) <= 1
 
 
+@pytest.mark.parametrize("alpha_steps", [0, 2])
+def test_passes_of_many_units_at_a_time_hold_no_more_than_is_said(
+    alpha_steps: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(refinement, "LOST", -1.0)
+    vae, x, method = mlp_vae((100,), (16, 16), 4), torch.rand(1, 100), Crown(alpha_steps)
+    sizes = [100, *[16] * 4, 8, 4, *[16] * 4, 100]
+    held = []
+    for size in (1, 1 << 19):
+        for module in (crown, unit_bounds):
+            monkeypatch.setattr(module, "BYTES", size)
+        held.append((peak(vae, x, 1.0, method=method), 8 * method.memory(vae, sizes).fixed))
+    (one, said_of_one), (many, said_of_many) = held
+    assert 1 / 30 < (many - one) / (said_of_many - said_of_one) <= 1
+
+
 def test_chunks_follow_the_budget() -> None:
     vae, x, noise = mlp_vae(), torch.rand(1, 784), torch.randn(1, 20)
     sizes = {
